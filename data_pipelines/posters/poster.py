@@ -1,0 +1,99 @@
+"""Posters as records: record i of a split from nothing but (world, seed, split, i, size, fonts)."""
+
+import dataclasses
+import io
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data_pipelines.posters import captions, render, splits, worlds
+from data_pipelines.posters import fonts as fonts_lib
+from data_pipelines.posters import scene as scene_lib
+from seedream_jax.data import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Posters:
+  """The posters of one split.
+
+  Attributes:
+    world: name of a preset.
+    split: a name of `splits.NAMES`.
+    sizes: (height, width) that records take in turn.
+    seed: another seed gives other records of the same split.
+    fonts: resolved font files.
+    axis_rate: share of records where each aesthetic axis is positive; None takes the world's.
+  """
+
+  world: str
+  split: str
+  sizes: tuple[tuple[int, int], ...]
+  seed: int
+  fonts: fonts_lib.FontSet
+  axis_rate: float | None = None
+
+  dataset = "posters"
+  description = "Posters: emoji and real typefaces on coloured grounds, captioned in zh and en."
+
+  def describe(self) -> dict[str, Any]:
+    """Everything the records depend on, as JSON."""
+    return {
+      "world": self.world,
+      "split": self.split,
+      "sizes": [f"{h}x{w}" for h, w in self.sizes],
+      "seed": self.seed,
+      "axis_rate": self.axis_rate,
+      "grammar": scene_lib.GRAMMAR,
+      "provenance": self.fonts.provenance(),
+    }
+
+  def schema(self) -> tfds.features.FeaturesDict:
+    """The TFDS schema of `example`."""
+    return records.features()
+
+  def open_world(self) -> worlds.World:
+    """The world with this source's rates."""
+    world = worlds.make_world(self.world)
+    return world if self.axis_rate is None else world.tilted(axis_rate=self.axis_rate)
+
+  def draw(self, index: int) -> tuple[np.ndarray, scene_lib.Scene, list[captions.Caption]]:
+    """(image_HWC, scene, captions) of record `index`."""
+    world = self.open_world()
+    dice = scene_lib.Dice(self.seed, self.world, self.split, index)
+    size = self.sizes[index % len(self.sizes)]
+    scene = scene_lib.sample_in(self.split, dice, world, size)
+    image_HWC, scene = render.shared(self.fonts).render(scene)
+    return image_HWC, scene, captions.all_of(scene, dice, world)
+
+  def example(self, index: int) -> dict[str, Any]:
+    """Record `index`, as the schema takes it."""
+    image_HWC, scene, said = self.draw(index)
+    return as_record(splits.record_id(self.split, index), image_HWC, scene, said)
+
+
+def as_record(
+  ident: int, image_HWC: np.ndarray, scene: scene_lib.Scene, said: list[captions.Caption]
+) -> dict[str, Any]:
+  """One record of the shared schema."""
+  height, width = image_HWC.shape[:2]
+  return {
+    "id": ident,
+    "image": encode_png(image_HWC),
+    "height": height,
+    "width": width,
+    "captions": said,
+    "scene": json.dumps(scene, ensure_ascii=False),
+    "bucket": f"{height}x{width}",
+  }
+
+
+def encode_png(image_HWC: np.ndarray) -> io.BytesIO:
+  """A PNG as a file object, which a TFDS Image feature takes; RLE is as small here, and faster."""
+  out = io.BytesIO()
+  Image.fromarray(image_HWC).save(out, "png", compress_level=1, compress_type=zlib.Z_RLE)
+  out.seek(0)
+  return out

@@ -1,0 +1,46 @@
+r"""Aligning the text encoders before the DiT sees them (Seedream 2.0, Secs. 3.2-3.3).
+
+  python -m seedream_jax.train --config experiments/align.py:nano,mode=lm,data=OUT --workdir /tmp/lm
+  python -m seedream_jax.train --config experiments/align.py:nano,mode=pair,data=OUT,init=/tmp/lm/weights --workdir /tmp/pair
+  python -m seedream_jax.train --config experiments/align.py:nano,mode=glyph,data=OUT --workdir /tmp/glyph
+
+Modes: lm = causal language modelling on captions; pair = the LLM on image-text pairs; glyph = ByT5 against glyph images.
+Presets: nano (2 CPU cores), small, base and full (published LLM and ByT5 sizes; not yet run).
+"""
+
+from experiments import common
+
+PRESETS = {
+  "nano": dict(batch=64, llm="nano", byt5="nano", lr=2e-3, steps=dict(lm=1500, pair=1500, glyph=2000), fsdp=1),
+  "small": dict(batch=256, llm="0.6B", byt5="small", lr=2e-4, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=1),
+  "base": dict(batch=512, llm="1.7B", byt5="small", lr=1e-4, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=-1),
+  "full": dict(batch=1024, llm="8B", byt5="small", lr=5e-5, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=-1),
+}  # fmt: skip
+
+
+def get_config(arg=None):
+  arg = common.parse_arg(
+    arg, presets=tuple(PRESETS), mode="lm", data="out/posters", tokenizer="weights/nano/tokenizer.model", init="none"
+  )
+  if arg.mode not in ("lm", "pair", "glyph"):
+    raise ValueError(f"mode={arg.mode}: expected lm, pair or glyph")
+  preset, nano = PRESETS[arg.preset], arg.preset == "nano"
+  config = common.base()
+  config.stage = dict(name="align", mode=arg.mode)
+  config.model = dict(llm=dict(variant=preset["llm"])) if arg.mode != "glyph" else dict(byt5=dict(variant=preset["byt5"]))
+  config.init.path = "" if arg.init == "none" else arg.init
+  config.init.allow_missing_players = "tower"  # pair mode starts its picture tower fresh
+  config.data.tokenizer = arg.tokenizer
+  config.optim.lr = preset["lr"]
+  config.optim.warmup_steps = 100 if nano else 1_000
+  config.sharding.mesh = dict(data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1)
+  config.train.total_steps = preset["steps"][arg.mode]
+  config.train.export_dtype = "float32"
+  features = dict(lm=("id_B", "llm_ids_BL"), pair=("id_B", "image_BHWC", "llm_ids_BL"))
+  stream = dict(batch_size=preset["batch"], features=features.get(arg.mode, ()))
+  config.data.streams = dict(
+    train=dict(sources=((f"{arg.data}:train", 1.0),), seed=0, **stream),
+    val=dict(sources=((f"{arg.data}:val", 1.0),), seed=0, **stream),
+  )
+  config.eval.evaluators = dict(val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=4))
+  return config

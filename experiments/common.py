@@ -1,0 +1,78 @@
+"""What every experiment starts from: the fixed groups, the argument parser, the sharding rules."""
+
+import difflib
+
+from ml_collections import config_dict
+
+# Kernels are (in, out), stacked kernels (depth, in, out): specs align to the trailing dims; "?" = shard if it divides.
+SHARDING_RULES = (
+  (r".*/(qkv|q|k|v|mlp_in|gate|up|wi_0|wi_1)/kernel", ("fsdp?", "tensor?")),
+  (r".*/(out|mlp_out|down|wo|o)/kernel", ("tensor?", "fsdp?")),
+  (r"(.*/)?(embed|embedding|position|positions)(/.*)?", (None, "fsdp?")),
+  (r"(.*/)?kernel", ("fsdp?", "tensor?")),
+  (r".*", ()),
+)
+
+
+def parse_arg(arg: str | None, presets: tuple[str, ...], **defaults):
+  """':nano', ':small,res=512' -> a ConfigDict of `preset` and `defaults` overridden."""
+  out = config_dict.create(preset=presets[0], **defaults)
+  for item in filter(None, (arg or "").split(",")):
+    key, _, value = item.partition("=")
+    if not value and key in presets:
+      out.preset = key
+    elif value and key in defaults:
+      kind = type(defaults[key])
+      out[key] = value.lower() in ("1", "true") if kind is bool else kind(value)
+    else:
+      valid = (*presets, *(f"{k}=" for k in defaults))
+      near = difflib.get_close_matches(item, valid, n=1)
+      raise ValueError(f"{item!r} is no preset or option; valid: {', '.join(valid)}" + (f"; nearest: {near[0]}" if near else ""))
+  return out
+
+
+def base():
+  """The fixed top-level groups with the loop's own defaults."""
+  config = config_dict.ConfigDict()
+  config.seed = 0
+  config.stage = config_dict.create(name=config_dict.required_placeholder(str))
+  config.model = config_dict.ConfigDict()
+  config.frozen = config_dict.ConfigDict()  # part -> weights folder
+  config.init = config_dict.create(path="", allow_missing=(), allow_extra=(), allow_missing_players="")
+  config.data = config_dict.create(
+    tokenizer="",
+    streams=config_dict.ConfigDict(),
+    eval_streams=("val",),  # streams that only evaluators read
+  )
+  config.optim = config_dict.create(
+    optimizer="adamw",
+    lr=1e-3,
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    warmup_steps=200,
+    schedule="cosine",
+    final_lr_fraction=0.02,
+    lr_mults=((".*", 1.0),),
+    trainable=((".*", True),),
+    ema=config_dict.ConfigDict(),
+    players=config_dict.ConfigDict(),
+  )
+  config.sharding = config_dict.create(
+    mesh=dict(data=-1, fsdp=1, tensor=1, context=1), rules=SHARDING_RULES
+  )
+  config.train = config_dict.create(
+    total_steps=10_000,
+    accum_steps=1,
+    steps_per_call=1,
+    log_every_steps=20,
+    max_bad_steps=5,  # skipped updates in a row before the run stops
+    frozen_dtype="float32",
+    export_dtype="bfloat16",
+    count_flops=True,
+  )
+  config.ckpt = config_dict.create(every_steps=500, keep=2, keep_every=0)
+  config.eval = config_dict.create(every_steps=500, evaluators=config_dict.ConfigDict())
+  return config

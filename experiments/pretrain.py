@@ -1,0 +1,81 @@
+r"""Pretraining: captions -> LLM + glyph ByT5 -> MMDiT -> latents, rectified flow (Seedream 2.0, Sec. 3).
+
+  python -m seedream_jax.train --config experiments/pretrain.py:nano --workdir /tmp/pretrain
+
+Presets: nano (2 CPU cores), small (one 80 GB GPU), base (v5e-16 or 8 GPUs), full (v5e-256, v5p-64, v6e-256).
+Options: data=FOLDER (of `data_pipelines.posters`, or latents of `.encode`), weights=FOLDER (vae, llm, byt5, tokenizer),
+init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, rope=area|corner, val=on|off.
+Measured costs and results stand in docs/evidence.md; small, base and full are not yet run.
+"""
+
+from experiments import common
+
+# batch, pixels, LLM buckets, glyph bytes, DiT / VAE / LLM / ByT5 variants, lr, steps, shift (SD3 eq. 23, base 64 px or 512 px)
+PRESETS = {
+  "nano": dict(
+    batch=64, text_buckets=(16, 32, 64), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
+    lr=1e-3, steps=12_000, shift=1.0, fsdp=1, dtype="float32",
+  ),
+  "small": dict(
+    batch=256, text_buckets=(32, 64, 256), glyph_bytes=64, dit="small", vae="flux", llm="0.6B", byt5="small",
+    lr=2e-4, steps=200_000, shift=2.0, fsdp=1, dtype="bfloat16",
+  ),
+  "base": dict(
+    batch=1024, text_buckets=(64, 256), glyph_bytes=128, dit="base", vae="flux", llm="1.7B", byt5="small",
+    lr=1.5e-4, steps=400_000, shift=3.0, fsdp=-1, dtype="bfloat16",
+  ),
+  "full": dict(
+    batch=2048, text_buckets=(128, 512), glyph_bytes=256, dit="full", vae="flux", llm="8B", byt5="small",
+    lr=1e-4, steps=600_000, shift=3.0, fsdp=-1, dtype="bfloat16",
+  ),
+}  # fmt: skip
+
+
+def get_config(arg=None):
+  arg = common.parse_arg(
+    arg, presets=tuple(PRESETS), data="out/posters", weights="weights/nano", init="none", content="image", rope="area"
+  )
+  preset, nano = PRESETS[arg.preset], arg.preset == "nano"
+  config = common.base()
+  config.stage = dict(
+    name="denoise",
+    density="logit_normal",  # SD3, Sec. 3.1: best overall rank at (0, 1)
+    shift=preset["shift"],
+    drop_both=0.10,
+    drop_byt5=0.05,
+    drop_llm=0.05,
+  )
+  config.model = dict(
+    dit=dict(variant=preset["dit"], rope_mode=arg.rope),
+    vae=dict(variant=preset["vae"]),
+    llm=dict(variant=preset["llm"]),
+    byt5=dict(variant=preset["byt5"]),
+  )
+  config.frozen = dict(vae=arg.weights, llm=arg.weights, byt5=arg.weights)
+  config.init.path = "" if arg.init == "none" else arg.init
+
+  picture = "latent_BHWC" if arg.content == "latent" else "image_BHWC"
+  stream = dict(
+    features=("id_B", picture, "llm_ids_BL", "byt5_ids_BG", "size_B2"),
+    batch_size=preset["batch"],
+    text_buckets=preset["text_buckets"],
+    glyph_bytes=preset["glyph_bytes"],
+  )
+  config.data.tokenizer = f"{arg.weights}/tokenizer.model"
+  config.data.streams = dict(
+    train=dict(sources=((f"{arg.data}:train", 1.0),), seed=0, **stream),
+    val=dict(sources=((f"{arg.data}:val", 1.0),), seed=0, **stream),
+  )
+
+  config.optim.lr = preset["lr"]
+  config.optim.warmup_steps = 200 if nano else 2_000
+  config.optim.ema = dict(eval=(".*", 0.999 if nano else 0.9999))
+  config.sharding.mesh = dict(data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1)
+  config.train.total_steps = preset["steps"]
+  config.train.frozen_dtype = preset["dtype"]
+  config.ckpt.every_steps = 500 if nano else 2_000
+  config.eval.every_steps = 500 if nano else 5_000
+  config.eval.evaluators = dict(
+    val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8),
+  )
+  return config

@@ -1,0 +1,1 @@
+"""seedream_jax: train, tune, distil, judge and export a bilingual text-to-image model in JAX."""

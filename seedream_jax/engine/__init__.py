@@ -1,0 +1,1 @@
+"""The engine: trees, meshes, shardings, optimisers, checkpoints, metrics. It knows no model."""

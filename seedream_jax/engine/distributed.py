@@ -1,0 +1,90 @@
+"""Joins the processes of one run, from whatever the cluster puts into the environment.
+
+In this order, the first that is there:
+  explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID
+  JobSet     JOBSET_NAME, REPLICATED_JOB_NAME, JOB_COMPLETION_INDEX, JAX_NUM_PROCESSES (GKE)
+  Ray, torch MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK (Ray Train sets them on each worker)
+  SLURM      a step of more than one task (srun)
+  TPU        a pod or several slices: TPU_WORKER_HOSTNAMES, MEGASCALE_COORDINATOR_ADDRESS
+Otherwise the run is one process and nothing is done.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+
+from seedream_jax import types
+
+_JOBSET_PORT = 8476
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """Where this process stands; None leaves a field to JAX's own detection."""
+
+  source: str
+  coordinator: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
+
+
+def detect(env: Mapping[str, str]) -> Cluster | None:
+  """The cluster `env` describes, None for a single process.
+
+  Raises:
+    types.UserError: a description that is begun but not complete, or not a number.
+  """
+  if "JAX_COORDINATOR_ADDRESS" in env:
+    return _cluster(
+      "explicit", env["JAX_COORDINATOR_ADDRESS"], "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", env
+    )
+  if "JOBSET_NAME" in env and "JAX_NUM_PROCESSES" in env:
+    jobset, job = env["JOBSET_NAME"], _need(env, "REPLICATED_JOB_NAME", "JobSet")
+    address = f"{jobset}-{job}-0-0.{jobset}:{_JOBSET_PORT}"
+    return _cluster("JobSet", address, "JAX_NUM_PROCESSES", "JOB_COMPLETION_INDEX", env)
+  if "MASTER_ADDR" in env and env.get("WORLD_SIZE", "1") != "1":
+    address = f"{env['MASTER_ADDR']}:{_need(env, 'MASTER_PORT', 'Ray')}"
+    return _cluster("Ray", address, "WORLD_SIZE", "RANK", env)
+  if env.get("SLURM_STEP_NUM_TASKS", "1") != "1":  # unlike SLURM_NTASKS, set by srun alone
+    return Cluster("SLURM")
+  if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
+    return Cluster("TPU")
+  return None
+
+
+def initialize(env: Mapping[str, str] | None = None) -> Cluster | None:
+  """Calls `jax.distributed.initialize` where there is a cluster; before any device is touched."""
+  cluster = detect(os.environ if env is None else env)
+  if cluster is None or jax.distributed.is_initialized():
+    return cluster
+  # Only asked for by CPU devices, and then collectives across processes need it.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
+  logging.info(
+    "process %d of %d, found by %s", jax.process_index(), jax.process_count(), cluster.source
+  )
+  return cluster
+
+
+def _cluster(source: str, address: str, count: str, index: str, env: Mapping[str, str]) -> Cluster:
+  """A fully described cluster."""
+  numbers = []
+  for name in (count, index):
+    text = _need(env, name, source)
+    if not text.isdigit():
+      raise types.UserError(f"{source} environment: {name}={text!r}, expected a whole number")
+    numbers.append(int(text))
+  if numbers[1] >= numbers[0]:
+    raise types.UserError(
+      f"{source} environment: {index}={numbers[1]}, expected less than {count}={numbers[0]}"
+    )
+  return Cluster(source, address, *numbers)
+
+
+def _need(env: Mapping[str, str], name: str, source: str) -> str:
+  if name not in env:
+    raise types.UserError(f"{source} environment: {name} is not set")
+  return env[name]

@@ -1,0 +1,68 @@
+"""Layers shared by the DiT and the encoders.
+
+Dims: B batch, L sequence, D width, F MLP hidden.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# What a scanned block keeps for its backward pass, by name.
+REMAT_POLICIES = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nnx.Module):
+  """`depth` copies of one block, parameters stacked on a leading dim, run by `lax.scan`.
+
+  Args:
+    make_block: builds one block from an `nnx.Rngs`.
+    depth: number of blocks.
+    remat: a key of REMAT_POLICIES.
+  """
+
+  def __init__(
+    self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str = "none", rngs: nnx.Rngs
+  ):
+    self.layers = nnx.vmap(make_block, in_axes=0, out_axes=0)(rngs.split(depth))
+    self.remat = remat
+
+  def __call__(self, carry: Any, call: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None):
+    """Scans `carry, y = call(block, carry, x)` over the blocks; returns (carry, ys stacked by block)."""
+    graphdef, stacked = nnx.split(self.layers)
+
+    def body(carry, slices):
+      params, x = slices
+      return call(nnx.merge(graphdef, params), carry, x)
+
+    if REMAT_POLICIES[self.remat] is not None:
+      body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+    return jax.lax.scan(body, carry, (stacked, xs))
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale over the last dim, in float32; returns x's dtype."""
+
+  def __init__(self, dim: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
+    del rngs
+    self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x_f32 = x.astype(jnp.float32)
+    rms = jnp.sqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.eps)
+    scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
+    return (x_f32 / rms * scale).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+  """LayerNorm without affine, in float32; adaLN supplies scale and shift."""
+  x_f32 = x.astype(jnp.float32)
+  x_f32 = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
+  return (x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + eps)).astype(x.dtype)

@@ -1,0 +1,34 @@
+"""Sizes by name: what every model's `make_config` does."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from seedream_jax import types
+
+Config = TypeVar("Config")
+
+
+def make_config(
+  cls: type[Config],
+  table: Mapping[str, Mapping[str, Any]],
+  variant: str,
+  overrides: Mapping[str, Any],
+) -> Config:
+  """`cls` filled from row `variant` of `table`, with fields replaced by `overrides`.
+
+  Raises:
+    UserError: for an unknown variant or field, naming the nearest one.
+  """
+  fields = [field.name for field in dataclasses.fields(cls)]
+  _require(variant, table, f"{cls.__name__} variant")
+  for name in overrides:
+    _require(name, fields, f"{cls.__name__} field")
+  return cls(**{**table[variant], **overrides})
+
+
+def _require(name: str, known: Iterable[str], what: str) -> None:
+  if name not in known:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    raise types.UserError(f"unknown {what} {name!r}; nearest is {near[0]!r}, of {sorted(known)}")

@@ -1,0 +1,104 @@
+r"""Runs every stage of a recipe in order; skips what is done, resumes what was cut, stops at a failed gate.
+
+  python -m seedream_jax.recipe --config experiments/recipes/nano.py --workdir /tmp/nano
+
+A recipe is a list of steps, each a command line of another verb or pipeline, run as its own process:
+`{workdir}` stands for the recipe's workdir. A step may carry a gate on the JSON object its command prints
+last: (metric, ">=", bound). What ran, how long and what the gates saw stand in WORKDIR/recipe.json.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from seedream_jax import types
+from seedream_jax.run import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. experiments/recipes/nano.py", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the stages' workdirs and data go.")
+_UNTIL = flags.DEFINE_string("until", None, "Stop after the step of this name.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def run_step(command: str, workdir: str) -> dict:
+  """Runs one command with this interpreter; returns the JSON object on its last stdout line, or {}."""
+  argv = shlex.split(command.replace("{workdir}", workdir))
+  logging.info("$ python -m %s", shlex.join(argv))
+  process = subprocess.Popen(
+    [sys.executable, "-m", *argv], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+  )
+  last = ""
+  for line in process.stdout:
+    print(line, end="", flush=True)
+    last = line.strip() or last
+  code = process.wait()
+  if code == 2:
+    raise types.UserError(f"step failed: python -m {shlex.join(argv)} (its message stands above)")
+  if code != 0:
+    raise SystemExit(code)
+  if not last.startswith("{"):
+    return {}
+  return json.loads(last)
+
+
+def check_gates(name: str, gates: Sequence[Sequence], result: dict) -> dict:
+  """{metric: value} of the gates that passed; raises UserError naming the first that did not."""
+  seen = {}
+  for metric, bound in gates:
+    if metric not in result:
+      raise types.UserError(f"recipe step {name}: its command printed no {metric!r}; it printed {sorted(result)}")
+    value = result[metric]
+    if not value >= bound:
+      raise types.UserError(f"gate {name}: {metric} = {value:.4f}, needs >= {bound}")
+    seen[metric] = value
+  return seen
+
+
+def main(argv: Sequence[str]) -> int:
+  """Entry point."""
+  del argv
+  workdir = os.path.abspath(_WORKDIR.value)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+  except OSError as e:
+    raise types.UserError(f"--workdir {workdir}: cannot write there ({e.strerror})") from e
+  steps = _CONFIG.value.steps
+  names = [s["name"] for s in steps]
+  if _UNTIL.value and _UNTIL.value not in names:
+    raise types.UserError(f"--until: no step {_UNTIL.value!r}; steps are {', '.join(names)}")
+  log_path = os.path.join(workdir, "recipe.json")
+  log = {}
+  if os.path.exists(log_path):
+    with open(log_path) as f:
+      log = json.load(f)
+  redo = False
+  for step in steps:
+    name, command = step["name"], " ".join(step["command"].split())
+    key = hashlib.sha256(command.encode()).hexdigest()
+    if not redo and log.get(name, {}).get("key") == key:
+      logging.info("%s: done (%.0f s)", name, log[name]["seconds"])
+    else:
+      redo = redo or name in log  # a changed step invalidates those after it
+      start = time.time()
+      result = run_step(command, workdir)
+      gates = check_gates(name, step["gates"], result)
+      log[name] = {"key": key, "command": command, "seconds": time.time() - start, "gates": gates, "result": result}
+      with open(log_path + ".tmp", "w") as f:
+        json.dump(log, f, indent=1, ensure_ascii=False)
+      os.replace(log_path + ".tmp", log_path)
+    if name == _UNTIL.value:
+      break
+  print(json.dumps({n: log[n]["gates"] for n in names if n in log and log[n]["gates"]}, ensure_ascii=False))
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

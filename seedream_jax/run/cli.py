@@ -1,0 +1,55 @@
+"""How every verb starts and fails: exit 2 and one line for what the user got wrong, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from seedream_jax import types
+
+# Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
+_CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+
+
+def fail(message: str) -> None:
+  """Prints one line to stderr and exits with code 2."""
+  print("error: " + " ".join(str(message).split()), file=sys.stderr)
+  sys.stderr.flush()
+  sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(list(argv))
+  except flags.Error as e:
+    fail(str(e))
+  except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, ImportError) as e:
+    # ml_collections raises these for an unknown key ("Did you mean ...?") or a value of the wrong type.
+    fail(f"config: {e}")
+  raise AssertionError("unreachable")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+  """Runs a verb's `main(argv)`; its return value is the exit code (None = 0)."""
+
+  def guarded(argv):
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    try:
+      sys.exit(main(argv) or 0)
+    except types.UserError as e:
+      fail(str(e))
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def prepare_jax(compile_cache: str = "~/.cache/seedream_jax/xla") -> None:
+  """Settings a verb wants before the first computation: the CPU kernel choice and the compile cache."""
+  if _CPU_XLA_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_CPU_XLA_FLAG}".strip()
+  import jax  # after XLA_FLAGS
+
+  if compile_cache:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compile_cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,198 @@
+"""The one loop: it moves state, batches and metrics, and knows no token, image or reward."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from seedream_jax import types
+from seedream_jax.engine import checkpoint, metrics, sharding, trees
+from seedream_jax.run import open as open_lib
+
+TERMINATED = 143  # 128 + SIGTERM: saved, but the work is not done
+
+
+def train(config, workdir: str) -> int:
+  """Trains `config` in `workdir` from wherever it stands; returns the exit code (0 = finished)."""
+  _claim(workdir, config)
+  exp = open_lib.open_config(config, workdir)
+  with jax.set_mesh(exp.mesh):
+    loaders = open_lib.open_loaders(config, open_lib.train_streams(config))
+    state = open_lib.load_state(exp)
+    code, state = _run(exp, state, loaders)
+    exp.checkpointer.wait()
+    if code == 0:
+      export_weights(exp, state, os.path.join(workdir, "weights"))
+  return code
+
+
+def _run(exp: open_lib.Experiment, state: types.TrainState, loaders) -> tuple[int, types.TrainState]:
+  config = exp.config
+  total, fused = config.train.total_steps, config.train.steps_per_call
+  step = int(state.step)
+  writer = metrics.Writer(exp.workdir, start_step=step)
+  plugins = [] if True else evaluators.make_all(config.eval, exp.stage.predict_fns(), lambda s: open_lib.open_loaders(config, [s])[s])
+  progress = metrics.Progress(total, step, _batch_size(loaders), desc=config.stage.name)
+  stop = _on_sigterm()
+  pending: tuple[int, dict[str, jax.Array]] | None = None
+  last_saved = step
+  meta = open_lib.meta_of(exp)
+  batches = _batches(exp, loaders, step, total, fused)
+  model_flops = 0
+  for first, count, movers, batch in batches:
+    update = exp.trainer.compiled(movers, count)
+    if not model_flops and config.train.count_flops:
+      model_flops = exp.trainer.flops(exp.abstract_state, exp.frozen, batch, count)
+      progress.set_flops(model_flops)
+    with jax.transfer_guard("disallow"):
+      state, stats = update(state, exp.frozen, batch)
+    step = first + count
+    if pending is not None:  # read call k-1 while call k runs
+      bad = _log(writer, progress, config, *pending)
+      if bad >= config.train.max_bad_steps:
+        return _give_up(exp, bad, pending[0]), state
+    pending = (first, stats)
+    if _due(config.eval.every_steps, first, step, total) and plugins:
+      for plugin in plugins:
+        writer.scalars(step, plugin.run(exp, state, step, writer))
+    if _due(config.ckpt.every_steps, first, step, total) or stop.is_set():
+      bad = _log(writer, progress, config, *pending)
+      pending = None
+      if bad == 0:
+        exp.checkpointer.save(step, state, meta | {"data": {n: l.report() for n, l in loaders.items()}})
+        last_saved = step
+      elif bad >= config.train.max_bad_steps:
+        return _give_up(exp, bad, step), state
+    if stop.is_set() and step < total:
+      logging.info("SIGTERM: saved step %d, leaving", last_saved)
+      progress.close()
+      return TERMINATED, state
+  if pending is not None:
+    bad = _log(writer, progress, config, *pending)
+    if bad >= config.train.max_bad_steps:
+      return _give_up(exp, bad, step), state
+  for name, l in loaders.items():
+    logging.info("data %s: %s", name, l.report())
+  progress.close()
+  writer.close()
+  return 0, state
+
+
+def _batches(exp, loaders, start: int, total: int, fused: int) -> Iterator[tuple[int, int, tuple[str, ...], Any]]:
+  """Yields (first step, count, movers, device batch). Aligned runs of `fused` equal steps go out in one call."""
+  iterators = {n: l.iterate(start) for n, l in loaders.items()}
+  data_sharding = sharding.batch(exp.mesh)
+  fused_sharding = sharding.batch(exp.mesh, fused)
+
+  def host_batch():
+    return {n: next(it)[1] for n, it in iterators.items()}
+
+  def place(batch, shard):
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(shard, x), batch)
+
+  step = start
+  while step < total:
+    movers = exp.trainer.movers(step)
+    group = range(step, min(step + fused, total))
+    alike = (
+      fused > 1
+      and step % fused == 0
+      and len(group) == fused
+      and all(exp.trainer.movers(s) == movers for s in group)
+      and all(len({l.bucket(s) for s in group}) == 1 for l in loaders.values())
+    )
+    if alike:
+      many = [host_batch() for _ in group]
+      yield step, fused, movers, place(jax.tree.map(lambda *x: np.stack(x), *many), fused_sharding)
+      step += fused
+    else:
+      yield step, 1, movers, place(host_batch(), data_sharding)
+      step += 1
+
+
+def export_weights(exp: open_lib.Experiment, state: types.TrainState, folder: str) -> None:
+  """Writes each player's final parameters (its `eval` EMA over them, where kept) as a weights folder."""
+  dtype = exp.config.train.export_dtype
+  gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(exp.mesh))
+  for player in exp.stage.players:
+    params = jax.device_get(gathered(eval_params(state, player)))
+    if jax.process_index() == 0:
+      os.makedirs(folder, exist_ok=True)
+      checkpoint.save_weights(
+        os.path.join(folder, f"{player}.safetensors"),
+        params,
+        dtype=dtype,
+        metadata={"step": str(int(state.step)), "stage": exp.config.stage.name},
+      )
+  if jax.process_index() == 0:
+    with open(os.path.join(folder, "config.json"), "w") as f:
+      f.write(exp.config.to_json_best_effort(indent=1))
+    logging.info("weights written to %s", folder)
+
+
+def eval_params(state: types.TrainState, player: str) -> types.Params:
+  """The player's parameters with its `eval` EMA, where there is one, laid over them."""
+  flat = trees.flatten(state.params[player])
+  return trees.unflatten({**flat, **state.ema[player].get("eval", {})})
+
+
+def _log(writer, progress, config, first: int, stats: dict[str, jax.Array]) -> int:
+  """Fetches one call's metrics, writes those due; returns the count of consecutive bad steps."""
+  stats = jax.device_get(stats)
+  rows = np.atleast_1d(stats["train/bad_steps"])
+  for i in range(len(rows)):
+    step = first + i + 1
+    row = {k: float(np.atleast_1d(v)[i]) for k, v in stats.items()}
+    progress.update(step, row)
+    if step % config.train.log_every_steps == 0 or rows[i]:
+      writer.scalars(step, row | progress.speed())
+  return int(rows[-1])
+
+
+def _give_up(exp, bad: int, step: int) -> int:
+  exp.checkpointer.wait()
+  good = exp.checkpointer.latest()
+  where = f"step {good} in {exp.workdir}/checkpoints" if good is not None else "none was saved"
+  raise types.UserError(
+    f"{bad} steps in a row had a non-finite loss or gradient (at step {step}); last good checkpoint: {where}"
+  )
+
+
+def _due(every: int, first: int, step: int, total: int) -> bool:
+  """Whether a multiple of `every`, or the end, lies in (first, step]."""
+  return step >= total or (every > 0 and step // every > first // every)
+
+
+def _batch_size(loaders) -> int:
+  return next(iter(loaders.values())).batch_size
+
+
+def _on_sigterm() -> threading.Event:
+  stop = threading.Event()
+  with contextlib.suppress(ValueError):  # not the main thread (tests)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  return stop
+
+
+def _claim(workdir: str, config) -> None:
+  """Makes the workdir and writes config.json; refuses one that belongs to another model."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    probe = os.path.join(workdir, f".write-{os.getpid()}-{time.time_ns()}")
+    with open(probe, "w"):
+      pass
+    os.remove(probe)
+  except OSError as e:
+    raise types.UserError(f"--workdir {workdir}: cannot write there ({e.strerror})") from e
+  if jax.process_index() == 0:
+    tmp = os.path.join(workdir, "config.json.tmp")
+    with open(tmp, "w") as f:
+      f.write(config.to_json_best_effort(indent=1))
+    os.replace(tmp, os.path.join(workdir, "config.json"))

@@ -1,0 +1,204 @@
+"""From a config, a workdir or a weights folder to everything a verb needs: mesh, stage, parameters, data.
+
+Where parameters come from, in this order: a checkpoint in the workdir (resume), `init.path` (init_from),
+scratch. Frozen parts come from weights folders named in `frozen`; a checkpoint remembers their sha256.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import logging
+
+from seedream_jax import types
+from seedream_jax.data import loader, tokenizers
+from seedream_jax.engine import checkpoint, mesh, optim, sharding, trees
+from seedream_jax.run import step as step_lib
+
+GROUPS = (
+  "seed", "stage", "model", "frozen", "init", "data", "optim", "sharding", "train", "ckpt", "eval",
+)  # fmt: skip
+RANDOM = "random"  # a frozen part drawn from the seed: for tests and shape checks only
+
+
+@dataclasses.dataclass
+class Experiment:
+  """An opened run."""
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  mesh: jax.sharding.Mesh
+  stage: types.Stage
+  trainer: step_lib.Trainer
+  frozen: dict[str, types.Params]
+  provenance: dict[str, dict[str, str]]  # frozen part -> {path, sha256}
+  abstract_state: types.TrainState  # ShapeDtypeStructs with shardings
+  checkpointer: checkpoint.Checkpointer
+  state: types.TrainState | None = None
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+  """' (nearest: X)' or ''."""
+  match = difflib.get_close_matches(name, valid, n=1)
+  return f" (nearest valid: {match[0]})" if match else f" (valid: {', '.join(valid)})"
+
+
+def make_stage(config: ml_collections.ConfigDict) -> types.Stage:
+  """The stage named by `config.stage.name`, found by module path."""
+  for group in GROUPS:
+    if group not in config:
+      raise types.UserError(f"config has no group {group!r}; groups are {', '.join(GROUPS)}")
+  name = config.stage.name
+  here = os.path.join(os.path.dirname(os.path.dirname(__file__)), "stages")
+  valid = sorted(f[:-3] for f in os.listdir(here) if f.endswith(".py") and f != "__init__.py")
+  if name not in valid:
+    raise types.UserError(f"stage.name: no stage {name!r}{nearest(name, valid)}")
+  return importlib.import_module(f"seedream_jax.stages.{name}").make(config)
+
+
+def player_config(config: ml_collections.ConfigDict, player: str) -> dict[str, Any]:
+  """`optim` without `players`, overlaid with `optim.players.PLAYER`."""
+  base = {k: v for k, v in config.optim.to_dict().items() if k != "players"}
+  return base | config.optim.players.to_dict().get(player, {})
+
+
+def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
+  """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
+  device_mesh = mesh.make(config.sharding.mesh.to_dict())
+  stage = make_stage(config)
+  parts = stage.parts()
+  for player in config.optim.players:
+    if player not in stage.players:
+      raise types.UserError(f"optim.players: no player {player!r}{nearest(player, stage.players)}")
+  optimizers = {
+    p: optim.make(player_config(config, p), parts[p].abstract, config.train.total_steps)
+    for p in stage.players
+  }
+  rules = config.sharding.rules
+  abstract = jax.eval_shape(functools.partial(step_lib.init_state, stage, optimizers), jax.random.key(0))
+  shardings = _state_shardings(abstract, rules, device_mesh)
+  abstract = sharding.abstract(abstract, shardings)
+  frozen, provenance, frozen_shardings = _load_frozen(config, stage, rules, device_mesh)
+  trainer = step_lib.Trainer(
+    stage, optimizers, config.seed, config.train.accum_steps, shardings, frozen_shardings, device_mesh
+  )
+  checkpointer = checkpoint.Checkpointer(
+    os.path.join(workdir, "checkpoints"), keep=config.ckpt.keep, keep_every=config.ckpt.keep_every or None
+  )
+  return Experiment(
+    config, workdir, device_mesh, stage, trainer, frozen, provenance, abstract, checkpointer
+  )
+
+
+def load_state(exp: Experiment) -> types.TrainState:
+  """resume > init_from > scratch."""
+  restored = exp.checkpointer.restore(exp.abstract_state)
+  if restored is not None:
+    state, step, meta = restored
+    _check_provenance(meta.get("frozen", {}), exp.provenance)
+    logging.info("resumed from step %d", step)
+    return state
+  optimizers, shardings = exp.trainer.optimizers, exp.trainer.state_shardings
+  rng = jax.random.key(exp.config.seed)
+  init = jax.jit(functools.partial(step_lib.init_state, exp.stage, optimizers), out_shardings=shardings)
+  state = init(rng)
+  if exp.config.init.path:
+    params = {p: init_from(tree, exp.config.init, p) for p, tree in state.params.items()}
+    rebuild = jax.jit(functools.partial(step_lib.state_of, optimizers), out_shardings=shardings)
+    state = rebuild(jax.device_put(params, shardings.params))
+    logging.info("initialised from %s", exp.config.init.path)
+  return state
+
+
+def init_from(params: types.Params, config: ml_collections.ConfigDict, player: str) -> types.Params:
+  """`params` overlaid with `init.path/PLAYER.safetensors`; leaves it lacks must match `init.allow_missing`."""
+  path = os.path.join(config.path, f"{player}.safetensors")
+  if not os.path.exists(path) and re.fullmatch(config.allow_missing_players, player):
+    return params
+  loaded = checkpoint.load_weights(
+    path, params, allow_missing=config.allow_missing, allow_extra=config.allow_extra
+  )
+  return trees.unflatten({**trees.flatten(params), **trees.flatten(loaded)})
+
+
+def open_loaders(config: ml_collections.ConfigDict, names: Sequence[str]) -> dict[str, Any]:
+  """{stream: Loader} for the named streams of `config.data.streams`."""
+  tokenizer = tokenizers.LLMTokenizer(config.data.tokenizer) if config.data.tokenizer else None
+  loaders = {}
+  for name in names:
+    if name not in config.data.streams:
+      raise types.UserError(f"data.streams: no stream {name!r}{nearest(name, list(config.data.streams))}")
+    cfg = loader.LoaderConfig(**config.data.streams[name].to_dict())
+    loaders[name] = loader.Loader(
+      cfg, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+  return loaders
+
+
+def train_streams(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Streams a training step consumes: all but those that evaluators name."""
+  return tuple(s for s in config.data.streams if s not in config.data.eval_streams)
+
+
+def meta_of(exp: Experiment) -> dict[str, Any]:
+  """What a checkpoint records beside the state."""
+  return {"config": json.loads(exp.config.to_json_best_effort()), "frozen": exp.provenance}
+
+
+def _state_shardings(abstract: types.TrainState, rules, device_mesh) -> types.TrainState:
+  params = {p: sharding.infer(t, rules, device_mesh) for p, t in abstract.params.items()}
+  replicated = sharding.replicated(device_mesh)
+  follow = {
+    group: {p: sharding.follow(t, params[p], device_mesh) for p, t in trees_of.items()}
+    for group, trees_of in (("opt", abstract.opt), ("ema", abstract.ema))
+  }
+  return types.TrainState(replicated, params, follow["opt"], follow["ema"], replicated)
+
+
+def _load_frozen(config, stage, rules, device_mesh):
+  parts = {n: p for n, p in stage.parts().items() if n not in stage.players}
+  for name in config.frozen:
+    if name not in parts and config.frozen[name]:
+      raise types.UserError(f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(parts))}")
+  frozen, provenance, shardings = {}, {}, {}
+  for name, part in parts.items():
+    if name not in config.frozen or not config.frozen[name]:
+      raise types.UserError(f"frozen.{name}: stage {config.stage.name} needs a weights folder for it")
+    path = config.frozen[name]
+    shardings[name] = sharding.infer(part.abstract, rules, device_mesh)
+    abstract = sharding.abstract(_with_dtype(part.abstract, config.train.frozen_dtype), shardings[name])
+    if path == RANDOM:
+      init = jax.jit(lambda rng, part=part: _with_dtype(part.init(rng), config.train.frozen_dtype), out_shardings=shardings[name])
+      frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
+    else:
+      file = os.path.join(path, f"{name}.safetensors")
+      frozen[name], digest = checkpoint.load_weights(file, abstract), checkpoint.sha256(file)
+    provenance[name] = {"path": path, "sha256": digest}
+  return frozen, provenance, shardings
+
+
+def _with_dtype(tree: Any, dtype: str) -> Any:
+  def cast(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+
+  return jax.tree.map(cast, tree)
+
+
+def _check_provenance(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> None:
+  for name, entry in saved.items():
+    if name in now and entry["sha256"] != now[name]["sha256"]:
+      raise types.UserError(
+        f"frozen.{name}: {now[name]['path']} has sha256 {now[name]['sha256'][:12]}..., the checkpoint was trained "
+        f"with {entry['path']} ({entry['sha256'][:12]}...)"
+      )

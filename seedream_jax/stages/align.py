@@ -1,0 +1,279 @@
+"""Aligning the text encoders before the DiT sees them (Seedream 2.0, Sec. 3.2-3.3).
+
+`config.stage.mode` is one of
+  lm     the LLM learns the captions' two languages by next-token prediction; player llm
+  pair   the LLM is tuned on image-text pairs against an image tower; players llm, tower
+  glyph  ByT5 is tuned on rendered strings (Glyph-ByT5); players byt5, glyph_tower
+
+Dims: B batch, L LLM tokens, V vocabulary, E LLM width, H W C pixels, J strings a sheet, N = 1 +
+hard negatives of a string (0 is the true one), G glyph bytes, M = B J true boxes, P joint
+embedding.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.models import byt5, clip, glyph_tower, llm
+
+
+def next_token_loss(logits_BLV: jax.Array, ids_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """-log p of each token given those before it, and where it counts; both [B, L - 1]."""
+  target_BL = ids_BL[:, 1:]
+  loss_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV[:, :-1], target_BL)
+  return loss_BL, (target_BL != llm.PAD).astype(jnp.float32)
+
+
+def contrastive_loss(
+  x_MP: jax.Array, y_MP: jax.Array, scale: jax.Array, same_MM: jax.Array | None = None
+) -> jax.Array:
+  """Each picture against all texts and each text against all pictures, per pair.
+
+  On the true boxes of a batch this is Glyph-ByT5's L_box: -1/2 (log e^{t x_m.y_m} / Z_x + log
+  e^{t x_m.y_m} / Z_y), with Z_x = sum_l e^{t x_m.y_l} and Z_y = sum_l e^{t x_l.y_m}.
+
+  Args:
+    x_MP: unit vectors of pictures, or boxes.
+    y_MP: unit vectors of their texts.
+    scale: t.
+    same_MM: True where two texts are alike; off the diagonal such pairs are no negatives.  # ours
+  """
+  logits_MM = scale * x_MP @ y_MP.T
+  if same_MM is not None:
+    twin_MM = same_MM & ~jnp.eye(same_MM.shape[0], dtype=bool)
+    logits_MM = jnp.where(twin_MM, -jnp.inf, logits_MM)
+  right_M = jnp.diagonal(logits_MM)
+  log_zx_M, log_zy_M = (jax.nn.logsumexp(logits_MM, axis=axis) for axis in (1, 0))
+  return (log_zx_M + log_zy_M) / 2 - right_M
+
+
+def hard_loss(x_MNP: jax.Array, y_MNP: jax.Array, scale: jax.Array) -> jax.Array:
+  """Glyph-ByT5's L_hard: each true pair (n = 0) against its own augmented strings and boxes.
+
+  As `contrastive_loss` with Z_x = sum_n e^{t x_m0.y_mn} and Z_y = sum_n e^{t x_mn.y_m0}.
+  """
+  x_logits_MN = scale * jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP)
+  y_logits_MN = scale * jnp.einsum("mnp,mp->mn", x_MNP, y_MNP[:, 0])
+  log_zx_M, log_zy_M = (jax.nn.logsumexp(z, axis=1) for z in (x_logits_MN, y_logits_MN))
+  return (log_zx_M + log_zy_M) / 2 - x_logits_MN[:, 0]
+
+
+class _Align:
+  """What the modes share: parts named as players, all trained, none frozen."""
+
+  players: tuple[str, ...]
+
+  def __init__(self, parts: dict[str, types.Part]):
+    self._parts = parts
+
+  def parts(self) -> dict[str, types.Part]:
+    """One part a player."""
+    return self._parts
+
+  def init(self, rng: jax.Array) -> dict[str, types.Params]:
+    """Every player from scratch."""
+    return {
+      name: part.init(jax.random.fold_in(rng, i))
+      for i, (name, part) in enumerate(self._parts.items())
+    }
+
+  def loss(
+    self,
+    params: dict[str, types.Params],
+    frozen: dict[str, types.Params],
+    ema: dict[str, dict[str, types.Params]],
+    batch: types.Batch,
+    rng: jax.Array,
+    *,
+    player: str,
+    step: jax.Array,
+  ) -> types.Loss:
+    """The same loss for every player; each has its own gradient of it."""
+    del frozen, ema, rng, player, step
+    return self.objective(params, batch["train"])
+
+  def objective(
+    self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
+  ) -> types.Loss:
+    """The loss on one stream's features."""
+    raise NotImplementedError
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """`val_loss`: (sum, weight)."""
+
+    def val_loss(params, frozen, batch, rng):
+      del frozen, rng
+      loss = self.objective(params, batch["train"])
+      return loss.total, loss.weight
+
+    return {"val_loss": val_loss}
+
+
+class LanguageModel(_Align):
+  """Mode `lm`: mean over tokens of -log p(token | tokens before). Reads `llm_ids_BL`."""
+
+  players = ("llm",)
+
+  def __init__(self, config: ConfigDict):
+    cfg = llm.make_config(**config.model.llm)
+    super().__init__({"llm": types.Part.from_module(lambda rngs: llm.LLM(cfg, rngs=rngs))})
+
+  def objective(
+    self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
+  ) -> types.Loss:
+    """Next-token prediction."""
+    model, ids_BL = self._parts["llm"].bind(params["llm"]), stream["llm_ids_BL"]
+    logits_BLV = model.logits(model(ids_BL))
+    loss_BL, weight_BL = next_token_loss(logits_BLV, ids_BL)
+    right_BL = jnp.argmax(logits_BLV[:, :-1], axis=-1) == ids_BL[:, 1:]
+    total, weight = jnp.sum(loss_BL * weight_BL), jnp.sum(weight_BL)
+    metrics = {
+      "lm/loss": (total, weight),
+      "lm/accuracy": (jnp.sum(right_BL * weight_BL), weight),
+    }
+    return types.Loss(total, weight, metrics, {})
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """Adds `features`: pooled features of each caption, for the linear probes."""
+    return {**super().predict_fns(), "features": _features(self._parts["llm"])}
+
+
+class Pair(_Align):
+  """Mode `pair`: contrastive loss between images and captions, and language so that it is not
+  forgotten.
+
+  The paper says only that the LLM is fine-tuned on text-image pairs, so that its features suit a
+  DiT.
+  # ours; undisclosed: CLIP's loss on a linear projection of the pooled features, zh and en in one
+  batch. Reads `image_BHWC` and `llm_ids_BL`.
+  """
+
+  players = ("llm", "tower")
+
+  def __init__(self, config: ConfigDict):
+    text = llm.make_config(**config.model.llm)
+    tower = clip.make_config(**{"text_dim": 2 * text.width, **config.model.tower})
+    super().__init__(
+      {
+        "llm": types.Part.from_module(lambda rngs: llm.LLM(text, rngs=rngs)),
+        "tower": types.Part.from_module(lambda rngs: clip.Clip(tower, rngs=rngs)),
+      }
+    )
+    self._lm_weight = config.stage.lm_weight
+
+  def objective(
+    self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
+  ) -> types.Loss:
+    """Mean over pairs of contrastive + lm_weight (-log p a token)."""
+    model, tower = (self._parts[name].bind(params[name]) for name in self.players)
+    ids_BL = stream["llm_ids_BL"]
+    features_BLE = model(ids_BL)
+    x_BP = tower.image(stream["image_BHWC"])
+    y_BP = tower.text(llm.pooled(features_BLE, ids_BL != llm.PAD))
+    same_BB = jnp.all(ids_BL[:, None] == ids_BL[None], axis=-1)
+    pair_B = contrastive_loss(x_BP, y_BP, tower.scale(), same_BB)
+    loss_BL, weight_BL = next_token_loss(model.logits(features_BLE), ids_BL)
+    lm_B = jnp.sum(loss_BL * weight_BL, axis=1) / jnp.maximum(jnp.sum(weight_BL, axis=1), 1.0)
+    weight = jnp.asarray(len(x_BP), jnp.float32)
+    picks_B = jnp.argmax(x_BP @ y_BP.T, axis=1)
+    right_B = jnp.take_along_axis(same_BB, picks_B[:, None], axis=1)[:, 0]
+    metrics = {
+      "pair/loss": (jnp.sum(pair_B), weight),
+      "pair/accuracy": (jnp.sum(right_B).astype(jnp.float32), weight),
+      "lm/loss": (jnp.sum(lm_B), weight),
+      "pair/scale": (tower.scale(), jnp.ones(())),
+    }
+    return types.Loss(jnp.sum(pair_B) + self._lm_weight * jnp.sum(lm_B), weight, metrics, {})
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """Adds `features`, as in mode `lm`."""
+    return {**super().predict_fns(), "features": _features(self._parts["llm"])}
+
+
+class Glyph(_Align):
+  """Mode `glyph`: L_box + L_hard between ByT5 and a tower over rendered sheets.
+
+  Reads `sheet_BHWC` (uint8), `boxes_BJN4` (y0, x0, y1, x1 as fractions) and `byt5_ids_BJNG`.
+  """
+
+  players = ("byt5", "glyph_tower")
+
+  def __init__(self, config: ConfigDict):
+    text = byt5.make_config(**config.model.byt5)
+    tower = glyph_tower.make_config(**{"text_dim": text.width, **config.model.glyph_tower})
+    super().__init__(
+      {
+        "byt5": types.Part.from_module(lambda rngs: byt5.ByT5(text, rngs=rngs)),
+        "glyph_tower": types.Part.from_module(
+          lambda rngs: glyph_tower.GlyphTower(tower, rngs=rngs)
+        ),
+      }
+    )
+    self._hard_weight = config.stage.hard_weight
+
+  def embed(
+    self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    """x_MNP of the boxes and y_MNP of the strings."""
+    tower = self._parts["glyph_tower"].bind(params["glyph_tower"])
+    boxes_BJN4, ids_BJNG = stream["boxes_BJN4"], stream["byt5_ids_BJNG"]
+    b, j, n, g = ids_BJNG.shape
+    x_BQP = tower(stream["sheet_BHWC"], boxes_BJN4.reshape(b, j * n, 4))
+    ids_QG = ids_BJNG.reshape(-1, g)
+    features_QGE = self._parts["byt5"].bind(params["byt5"])(ids_QG, ids_QG != byt5.PAD)
+    y_QP = tower.text(features_QGE, ids_QG != byt5.PAD)
+    return x_BQP.reshape(b * j, n, -1), y_QP.reshape(b * j, n, -1)
+
+  def objective(
+    self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
+  ) -> types.Loss:
+    """Mean over true boxes of L_box + hard_weight L_hard."""
+    x_MNP, y_MNP = self.embed(params, stream)
+    scale = self._parts["glyph_tower"].bind(params["glyph_tower"]).scale()
+    true_MG = stream["byt5_ids_BJNG"][:, :, 0].reshape(len(x_MNP), -1)
+    same_MM = jnp.all(true_MG[:, None] == true_MG[None], axis=-1)
+    box_M = contrastive_loss(x_MNP[:, 0], y_MNP[:, 0], scale, same_MM)
+    hard_M = hard_loss(x_MNP, y_MNP, scale)
+    total = jnp.sum(box_M) + self._hard_weight * jnp.sum(hard_M)
+    weight = jnp.asarray(len(x_MNP), jnp.float32)
+    picks_M = jnp.argmax(jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP), axis=1)
+    metrics = {
+      "glyph/box_loss": (jnp.sum(box_M), weight),
+      "glyph/hard_loss": (jnp.sum(hard_M), weight),
+      "glyph/hard_accuracy": (jnp.sum(picks_M == 0).astype(jnp.float32), weight),
+      "glyph/scale": (scale, jnp.ones(())),
+    }
+    return types.Loss(total, weight, metrics, {})
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """Adds `embed`: (x_MNP, y_MNP), for retrieval among hard negatives."""
+
+    def embed(params, frozen, batch, rng):
+      del frozen, rng
+      return self.embed(params, batch["train"])
+
+    return {**super().predict_fns(), "embed": embed}
+
+
+def _features(part: types.Part) -> Callable:
+  def features(params, frozen, batch, rng):
+    del frozen, rng
+    ids_BL = batch["train"]["llm_ids_BL"]
+    return llm.pooled(part.bind(params["llm"])(ids_BL), ids_BL != llm.PAD)
+
+  return features
+
+
+def make(config: ConfigDict) -> types.Stage:
+  """The stage that `config.stage.mode` names."""
+  mode = config.stage.mode
+  if mode not in _MODES:
+    raise types.UserError(f"stage.mode is {mode!r}, expected one of {sorted(_MODES)}")
+  return _MODES[mode](config)
+
+
+_MODES = {"lm": LanguageModel, "pair": Pair, "glyph": Glyph}

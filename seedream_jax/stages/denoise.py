@@ -1,0 +1,219 @@
+"""Rectified-flow training of the DiT: pretrain, CT, SFT and refiner are configs of this one stage.
+
+Dims: B batch, H W C latent, L LLM tokens, G glyph bytes.
+Loss: E || v_theta(x_t, t, c) - (eps - x0) ||^2 with t from a shifted density (SD3, Sec. 3; Seedream 2.0
+does not state its objective, 3.0 states this one). Noise, t and text drops follow the example's id:
+they are the same on any mesh and under any accumulation, and no example depends on its neighbours.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.flow import path, solvers, timesteps
+from seedream_jax.models import text_to_image
+
+_FROZEN = ("vae", "llm", "byt5")
+_VAL_KEY = 0  # validation noise is a function of the example's id alone
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiseConfig:
+  """The config's stage group, without its name.
+
+  Attributes:
+    density, mean, std: of t, see timesteps.sample.
+    shift: alpha of the time shift, in training and in sampling.
+    shift_base: side in latent cells of the grid whose shift is `shift`; larger pictures get
+      sqrt(h w) / base times that. 0 = one shift for all sizes.
+    drop_both, drop_byt5, drop_llm: how often an example loses both texts, only the
+      strings to be rendered, only the prompt.  # ours; undisclosed
+    weighting: of the loss over t; only "none": the density already weighs.
+  """
+
+  density: str = "logit_normal"
+  mean: float = 0.0
+  std: float = 1.0
+  shift: float = 1.0
+  shift_base: float = 0.0
+  drop_both: float = 0.10
+  drop_byt5: float = 0.05
+  drop_llm: float = 0.05
+  weighting: str = "none"
+
+  def __post_init__(self):
+    if self.weighting != "none":
+      raise types.UserError(f"stage.weighting={self.weighting!r}: expected none")
+    if not 0 <= self.drop_both + self.drop_byt5 + self.drop_llm <= 1:
+      raise types.UserError("stage: the three drop rates must sum to at most 1")
+
+
+class Denoise:
+  """One player, the DiT; VAE and text encoders are frozen."""
+
+  players = ("dit",)
+
+  def __init__(self, cfg: DenoiseConfig, model: text_to_image.TextToImage):
+    self.cfg, self.model = cfg, model
+
+  def parts(self) -> dict[str, types.Part]:
+    """The DiT and the three frozen parts."""
+    return {name: self.model.parts[name] for name in (*self.players, *_FROZEN)}
+
+  def init(self, rng: jax.Array) -> dict[str, types.Params]:
+    """A DiT from scratch."""
+    return {"dit": self.model.parts["dit"].init(rng)}
+
+  def loss(
+    self,
+    params: dict[str, types.Params],
+    frozen: dict[str, types.Params],
+    ema: dict[str, dict[str, types.Params]],
+    batch: types.Batch,
+    rng: jax.Array,
+    *,
+    player: str,
+    step: jax.Array,
+  ) -> types.Loss:
+    """Sum over examples of the mean squared velocity error."""
+    del ema, player, step
+    data = batch["train"]
+    keys_B3 = timesteps.per_example(rng, data["id_B"], lambda key: jax.random.split(key, 3))
+    x0_BHWC = self._latent(params, frozen, data)
+    t_B = jax.vmap(lambda key: self._sample_time(key, x0_BHWC))(keys_B3[:, 0])
+    eps_BHWC = jax.vmap(lambda key: jax.random.normal(key, x0_BHWC.shape[1:]))(keys_B3[:, 1])
+    drop_llm_B, drop_byt5_B = self._drops(jax.vmap(jax.random.uniform)(keys_B3[:, 2]))
+    error_B = self._error(params, frozen, data, x0_BHWC, eps_BHWC, t_B, drop_llm_B, drop_byt5_B)
+    quarter_B4 = jax.nn.one_hot(jnp.minimum(4 * t_B, 3).astype(jnp.int32), 4)
+    sum_4, weight_4 = jnp.sum(error_B[:, None] * quarter_B4, axis=0), jnp.sum(quarter_B4, axis=0)
+    total, weight = jnp.sum(error_B), jnp.float32(error_B.size)
+    metrics = {f"loss_t{i}": (sum_4[i], weight_4[i]) for i in range(4)}
+    return types.Loss(total, weight, {"loss": (total, weight), **metrics}, {})
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """fn(params, frozen, batch, rng) by name; sampler options are keywords, bound statically."""
+    return {"val_loss": self._val_loss, "latents": self._latents, "sample": self._sample}
+
+  def shift(self, h: int, w: int) -> float:
+    """The time shift of an h x w latent, for training and sampling alike."""
+    scale = timesteps.resolution_shift(h, w, self.cfg.shift_base) if self.cfg.shift_base else 1.0
+    return self.cfg.shift * scale
+
+  def _sample_time(self, rng: jax.Array, like_BHWC: jax.Array) -> jax.Array:
+    cfg, (h, w) = self.cfg, like_BHWC.shape[1:3]
+    return timesteps.sample(
+      rng, density=cfg.density, mean=cfg.mean, std=cfg.std, shift=self.shift(h, w)
+    )
+
+  def _drops(self, u_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which examples lose the prompt and which the bytes, from one uniform draw each."""
+    cfg = self.cfg
+    both, byt5 = cfg.drop_both, cfg.drop_both + cfg.drop_byt5
+    llm_only_B = (byt5 <= u_B) & (u_B < byt5 + cfg.drop_llm)
+    return (u_B < both) | llm_only_B, u_B < byt5
+
+  def _latent(self, params, frozen, data) -> jax.Array:
+    image = data["latent_BHWC"] if "latent_BHWC" in data else data["image_BHWC"]
+    return jax.lax.stop_gradient(self.model.encode_image({**frozen, **params}, image))
+
+  def _cond(self, params, frozen, data, drop_llm_B=None, drop_byt5_B=None) -> types.Cond:
+    return self.model.encode_text(
+      {**frozen, **params},
+      data["llm_ids_BL"],
+      data["byt5_ids_BG"],
+      drop_llm_B=drop_llm_B,
+      drop_byt5_B=drop_byt5_B,
+    )
+
+  def _error(self, params, frozen, data, x0_BHWC, eps_BHWC, t_B, drop_llm_B=None, drop_byt5_B=None):
+    """Mean squared velocity error of each example, float32."""
+    cond = self._cond(params, frozen, data, drop_llm_B, drop_byt5_B)
+    dit = self.model.parts["dit"].bind(params["dit"])
+    xt_BHWC = path.interpolate(x0_BHWC, eps_BHWC, t_B)
+    v_BHWC = dit(xt_BHWC, t_B, cond, size_B2=data.get("size_B2"))
+    target_BHWC = path.velocity(x0_BHWC, eps_BHWC)
+    return jnp.mean(jnp.square(v_BHWC.astype(jnp.float32) - target_BHWC), axis=(1, 2, 3))
+
+  def _val_loss(self, params, frozen, batch, rng=None) -> tuple[jax.Array, jax.Array]:
+    """(sum_8, weight_8) of the error at t = 0/8 .. 7/8; an example's t and noise follow its id."""
+    del rng
+    data = batch["train"]
+    x0_BHWC = self._latent(params, frozen, data)
+    eps_BHWC = timesteps.per_example(
+      jax.random.key(_VAL_KEY), data["id_B"], lambda key: jax.random.normal(key, x0_BHWC.shape[1:])
+    )
+    t_B = timesteps.eight_timesteps(data["id_B"])
+    error_B = self._error(params, frozen, data, x0_BHWC, eps_BHWC, t_B)
+    slot_B8 = jax.nn.one_hot(data["id_B"] % 8, 8)
+    return jnp.sum(error_B[:, None] * slot_B8, axis=0), jnp.sum(slot_B8, axis=0)
+
+  def _latents(
+    self,
+    params,
+    frozen,
+    batch,
+    rng=None,
+    *,
+    num_steps: int = 25,
+    solver: str = "euler",
+    guidance: float = 4.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float | None = None,
+  ) -> jax.Array:
+    """Normalised latents from `noise_BHWC`.
+
+    Args:
+      params: {"dit": tree}, raw or EMA.
+      frozen: the frozen trees.
+      batch: {"train": llm_ids_BL, byt5_ids_BG, noise_BHWC and optionally size_B2}.
+      rng: unused; the noise is given.
+      num_steps: solver steps.
+      solver: a key of solvers.SOLVERS.
+      guidance: scale; 1 runs no negative branch.
+      interval: of t, where guidance acts.
+      shift: of the time grid; the training shift of this latent's size by default.
+    """
+    del rng
+    data = batch["train"]
+    noise_BHWC = data["noise_BHWC"]
+    batch_size, h, w, _ = noise_BHWC.shape
+    dit = self.model.parts["dit"].bind(params["dit"])
+    size_B2 = data.get("size_B2")
+
+    def velocity(x_BHWC, t_B, cond):
+      size = size_B2
+      if size is not None:  # the guided call stacks both branches on the batch
+        size = jnp.tile(size, (x_BHWC.shape[0] // batch_size, 1))
+      return dit(x_BHWC, t_B, cond, size_B2=size)
+
+    cond = self._cond(params, frozen, data)
+    if isinstance(guidance, (int, float)) and guidance == 1:
+      bound = lambda x_BHWC, t_B: velocity(x_BHWC, t_B, cond)  # noqa: E731
+    else:
+      drop_B = jnp.ones((batch_size,), bool)
+      uncond = self._cond(params, frozen, data, drop_B, drop_B)
+      bound = solvers.guided(velocity, cond, uncond, guidance, interval)
+    grid = timesteps.grid(num_steps, self.shift(h, w) if shift is None else shift)
+    return solvers.sample(bound, noise_BHWC, grid, solver=solver)
+
+  def _sample(self, params, frozen, batch, rng=None, **options: Any) -> jax.Array:
+    """Images in [-1, 1]; options as in `latents`."""
+    return self.model.decode(
+      {**frozen, **params}, self._latents(params, frozen, batch, rng, **options)
+    )
+
+
+def make(config: ConfigDict) -> Denoise:
+  """The stage of an experiment config."""
+  stage = {name: value for name, value in config.stage.items() if name != "name"}
+  known = [field.name for field in dataclasses.fields(DenoiseConfig)]
+  for name in stage:
+    if name not in known:
+      raise types.UserError(f"stage.{name}: denoise has no such field; it has {', '.join(known)}")
+  model = text_to_image.TextToImage(config.model, trained=Denoise.players)
+  return Denoise(DenoiseConfig(**stage), model)

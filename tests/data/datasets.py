@@ -1,0 +1,73 @@
+"""Tiny data sets for tests: random PNGs or latents, written with the library's own writer."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from seedream_jax.data import records, tokenizers, transforms
+
+SIZES = ((32, 48), (48, 32), (32, 32))
+WORDS = ("panda", "lantern", "red", "blue", "a", "the", "big", "熊猫", "灯笼", "红色")
+
+
+def captions_of(row: int) -> list[dict]:
+  """Two captions of unlike length; the second quotes."""
+  rng = np.random.default_rng(row)
+  words = [WORDS[i] for i in rng.integers(0, len(WORDS), 3 + 2 * (row % 5))]
+  return [
+    dict(text=" ".join(words), lang="en", kind="short", weight=1.0),
+    dict(text=f"写着“{'春福'[row % 2]}”的海报", lang="zh", kind="textual", weight=3.0),
+  ]
+
+
+def example(
+  row: int,
+  *,
+  content: str = "image",
+  sizes: Sequence[tuple[int, int]] = SIZES,
+  captions: Callable[[int], list[dict]] = captions_of,
+  broken: Sequence[int] = (),
+  first_id: int = 1000,
+) -> dict:
+  """Record `row`; a row in `broken` holds bytes that are no picture, or too few for its shape."""
+  size, rng = sizes[row % len(sizes)], np.random.default_rng(row)
+  record = {
+    "id": first_id + row,
+    "height": size[0],
+    "width": size[1],
+    "captions": captions(row),
+    "scene": json.dumps({"style": ("plain", "neon")[row % 2], "subjects": [{"name": f"s{row}"}]}),
+    "bucket": f"{size[0]}x{size[1]}",
+  }
+  if content == "latent":
+    record |= records.encode_latent(rng.standard_normal((size[0] // 8, size[1] // 8, 5)))
+    if row in broken:
+      record["latent"] = record["latent"][:-2]
+  else:
+    image_HWC = rng.integers(0, 256, (*size, 3), np.uint8)
+    png = transforms.encode_png(image_HWC)
+    record["image"] = io.BytesIO(png.getvalue()[:-40]) if row in broken else png
+  return record
+
+
+def write(directory: str, num: int, *, split: str = "train", shards: int = 2, **kwargs) -> str:
+  """Writes `num` records; returns the directory."""
+  os.makedirs(directory, exist_ok=True)
+  schema = records.features(kwargs.get("content", "image"))
+  sizes, ends = [], [num * k // shards for k in range(shards + 1)]
+  for k in range(shards):
+    path = os.path.join(directory, records.shard_name("tiny", split, k, shards))
+    rows = range(ends[k], ends[k + 1])
+    count = records.write_shard(path, schema, (example(row, **kwargs) for row in rows))
+    sizes.append((count, os.path.getsize(path)))
+  records.write_metadata(directory, "tiny", schema, {split: sizes}, "for tests")
+  return directory
+
+
+def tokenizer(directory: str, num: int = 40) -> tokenizers.LLMTokenizer:
+  """One trained on the captions of `num` records."""
+  texts = [caption["text"] for row in range(num) for caption in captions_of(row)]
+  return tokenizers.train_sentencepiece(texts, f"{directory}/tokenizer-{num}.model", 330)

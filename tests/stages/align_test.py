@@ -1,0 +1,248 @@
+"""Alignment losses against numpy, what they reward, and one golden step a mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.stages import align
+
+LLM = dict(
+  variant="nano",
+  vocab_size=23,
+  width=12,
+  depth=2,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=6,
+  mlp_dim=14,
+)
+BYT5 = dict(variant="nano", width=10, depth=2, num_heads=2, head_dim=5, mlp_dim=14)
+TOWER = dict(variant="nano", widths=(8, 16), embed_dim=11)
+MODES = {
+  "lm": dict(stage=dict(mode="lm"), model=dict(llm=LLM)),
+  "pair": dict(stage=dict(mode="pair", lm_weight=0.5), model=dict(llm=LLM, tower=TOWER)),
+  "glyph": dict(
+    stage=dict(mode="glyph", hard_weight=1.0),
+    model=dict(byt5=BYT5, glyph_tower=dict(TOWER, bins=(2, 3), text_hidden=13)),
+  ),
+}
+
+
+def _stage(mode: str, **stage):
+  config = ConfigDict(MODES[mode])
+  config.stage.update(stage)
+  return align.make(config)
+
+
+def _batch(mode: str, batch: int = 3, seed: int = 0) -> types.Batch:
+  rng = np.random.default_rng(seed)
+  if mode == "glyph":  # 2 strings a sheet, 4 cells each, on an 16 x 24 sheet
+    y0_BJN = np.broadcast_to(np.array([0.0, 0.5])[None, :, None], (batch, 2, 4))
+    x0_BJN = np.broadcast_to(np.arange(4)[None, None] / 4, (batch, 2, 4))
+    stream = dict(
+      sheet_BHWC=rng.integers(0, 256, (batch, 16, 24, 3), dtype=np.uint8),
+      boxes_BJN4=np.stack([y0_BJN, x0_BJN, y0_BJN + 0.5, x0_BJN + 0.25], -1).astype(np.float32),
+      byt5_ids_BJNG=np.pad(rng.integers(3, 259, (batch, 2, 4, 3)), [(0, 0)] * 3 + [(0, 2)]),
+    )
+    return {"train": {k: jnp.asarray(v) for k, v in stream.items()}}
+  ids_BL = rng.integers(4, 23, (batch, 7))
+  ids_BL[0, 4:] = 0
+  images_BHWC = rng.integers(0, 256, (batch, 8, 12, 3), dtype=np.uint8)
+  return {"train": dict(llm_ids_BL=jnp.asarray(ids_BL), image_BHWC=jnp.asarray(images_BHWC))}
+
+
+def _params(stage, seed: int = 0) -> dict[str, types.Params]:
+  rng = np.random.default_rng(seed)
+  abstract = {name: part.abstract for name, part in stage.parts().items()}
+  return jax.tree.map(
+    lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), jnp.float32), abstract
+  )
+
+
+def _loss(stage, params, batch, player=None) -> types.Loss:
+  player = player or stage.players[0]
+  return stage.loss(
+    params, {}, {}, batch, jax.random.key(0), player=player, step=jnp.zeros((), int)
+  )
+
+
+def _unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class LossTest(parameterized.TestCase):
+  def test_next_token_loss_equals_numpy(self):
+    rng = np.random.default_rng(0)
+    logits_BLV = rng.standard_normal((2, 5, 7)).astype(np.float32)
+    ids_BL = np.array([[4, 5, 6, 3, 0], [2, 6, 3, 0, 0]])
+    loss_BL, weight_BL = align.next_token_loss(jnp.asarray(logits_BLV), jnp.asarray(ids_BL))
+    np.testing.assert_array_equal(weight_BL, [[1, 1, 1, 0], [1, 1, 0, 0]])
+    for b in range(2):
+      for i in range(4):
+        p = np.exp(logits_BLV[b, i]) / np.exp(logits_BLV[b, i]).sum()
+        self.assertAlmostEqual(float(loss_BL[b, i]), -np.log(p[ids_BL[b, i + 1]]), places=5)
+
+  def test_contrastive_loss_equals_the_papers_double_sum(self):
+    rng = np.random.default_rng(0)
+    x_MP, y_MP, t = _unit(rng.standard_normal((5, 3))), _unit(rng.standard_normal((5, 3))), 3.7
+    want = 0.0
+    for m in range(5):
+      right = np.exp(t * x_MP[m] @ y_MP[m])
+      z_x = sum(np.exp(t * x_MP[m] @ y_MP[n]) for n in range(5))
+      z_y = sum(np.exp(t * x_MP[n] @ y_MP[m]) for n in range(5))
+      want -= (np.log(right / z_x) + np.log(right / z_y)) / (2 * 5)
+    got = jnp.mean(align.contrastive_loss(jnp.asarray(x_MP), jnp.asarray(y_MP), jnp.asarray(t)))
+    self.assertAlmostEqual(float(got), want, places=5)
+
+  def test_hard_loss_equals_the_papers_double_sum(self):
+    rng = np.random.default_rng(0)
+    x_MNP, y_MNP = (_unit(rng.standard_normal((5, 4, 3))) for _ in range(2))
+    t, want = 3.7, 0.0
+    for m in range(5):
+      right = np.exp(t * x_MNP[m, 0] @ y_MNP[m, 0])
+      z_x = sum(np.exp(t * x_MNP[m, 0] @ y_MNP[m, n]) for n in range(4))
+      z_y = sum(np.exp(t * x_MNP[m, n] @ y_MNP[m, 0]) for n in range(4))
+      want -= (np.log(right / z_x) + np.log(right / z_y)) / (2 * 5)
+    got = jnp.mean(align.hard_loss(jnp.asarray(x_MNP), jnp.asarray(y_MNP), jnp.asarray(t)))
+    self.assertAlmostEqual(float(got), want, places=5)
+
+  def test_twins_are_no_negatives(self):
+    rng = np.random.default_rng(0)
+    x_MP = jnp.asarray(_unit(rng.standard_normal((4, 3))))
+    y_MP = jnp.asarray(_unit(rng.standard_normal((4, 3)))).at[3].set(0).at[3].set(x_MP[0])
+    same_MM = jnp.eye(4, dtype=bool).at[0, 3].set(True).at[3, 0].set(True)
+    # Without its twin, box 0 sees what it would see in a batch of the other three.
+    full_M = align.contrastive_loss(x_MP, y_MP, jnp.asarray(9.0), same_MM)
+    part_M = align.contrastive_loss(x_MP[:3], y_MP[:3], jnp.asarray(9.0))
+    self.assertAlmostEqual(float(full_M[0]), float(part_M[0]), places=5)
+    self.assertLess(
+      float(full_M[0]), float(align.contrastive_loss(x_MP, y_MP, jnp.asarray(9.0))[0])
+    )
+    grad = jax.grad(lambda x: jnp.sum(align.contrastive_loss(x, y_MP, jnp.asarray(9.0), same_MM)))
+    self.assertTrue(np.isfinite(grad(x_MP)).all())
+
+  def test_perfect_alignment_is_free_and_chance_is_log_n(self):
+    eye_MP = jnp.eye(6)
+    self.assertLess(float(jnp.max(align.contrastive_loss(eye_MP, eye_MP, jnp.asarray(50.0)))), 1e-6)
+    same_MP = jnp.ones((6, 2)) / 2**0.5
+    np.testing.assert_allclose(
+      align.contrastive_loss(same_MP, same_MP, jnp.asarray(5.0)), np.log(6), rtol=1e-5
+    )
+    same_MNP = jnp.ones((2, 7, 3)) / 3**0.5
+    np.testing.assert_allclose(
+      align.hard_loss(same_MNP, same_MNP, jnp.asarray(5.0)), np.log(7), rtol=1e-5
+    )
+
+  def test_hard_negatives_must_be_in_the_loss_to_be_told_apart(self):
+    """Free vectors, each true string among near copies that L_box alone has no reason to move."""
+    rng = np.random.default_rng(0)
+    near = lambda: rng.standard_normal((7, 1, 5)) + 0.1 * rng.standard_normal((7, 4, 5))  # noqa: E731
+    start = jnp.asarray(near(), jnp.float32), jnp.asarray(near(), jnp.float32)
+
+    def loss(pair, hard_weight):
+      x_MNP, y_MNP = (v / jnp.linalg.norm(v, axis=-1, keepdims=True) for v in pair)
+      t = jnp.asarray(10.0)
+      box_M = align.contrastive_loss(x_MNP[:, 0], y_MNP[:, 0], t)
+      return jnp.sum(box_M) + hard_weight * jnp.sum(align.hard_loss(x_MNP, y_MNP, t))
+
+    @jax.jit
+    def accuracy(hard_weight):
+      step = lambda pair, _: (  # noqa: E731
+        jax.tree.map(lambda v, g: v - 0.1 * g, pair, jax.grad(loss)(pair, hard_weight)),
+        None,
+      )
+      end = jax.lax.scan(step, start, None, 200)[0]
+      x_MNP, y_MNP = (v / jnp.linalg.norm(v, axis=-1, keepdims=True) for v in end)
+      picks_M = jnp.argmax(jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP), axis=1)
+      return jnp.mean(picks_M == 0)
+
+    self.assertEqual(float(accuracy(1.0)), 1.0)
+    self.assertLess(float(accuracy(0.0)), 0.9)
+
+
+class StageTest(parameterized.TestCase):
+  @parameterized.parameters(*MODES)
+  def test_parts_are_the_players(self, mode):
+    stage = _stage(mode)
+    self.assertEqual(tuple(stage.parts()), stage.players)
+
+  @parameterized.parameters(*MODES)
+  def test_gradient_reaches_every_leaf_of_every_player(self, mode):
+    stage, batch = _stage(mode), _batch(mode)
+    params = _params(stage)
+    for player in stage.players:
+      fn = lambda tree, p=player: _loss(stage, {**params, p: tree}, batch, p).total  # noqa: E731
+      grads = jax.jit(jax.grad(fn))(params[player])
+      for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        self.assertGreater(float(jnp.max(jnp.abs(g))), 0, (player, jax.tree_util.keystr(path)))
+
+  def test_lm_padding_counts_for_nothing(self):
+    stage, batch = _stage("lm"), _batch("lm")
+    params = _params(stage)
+    padded = {"train": {"llm_ids_BL": jnp.pad(batch["train"]["llm_ids_BL"], ((0, 0), (0, 5)))}}
+    short, long = (jax.jit(lambda b: _loss(stage, params, b))(b) for b in (batch, padded))
+    self.assertEqual(float(short.weight), 3 + 6 + 6)
+    np.testing.assert_allclose(long.total, short.total, rtol=1e-5)
+    self.assertEqual(float(long.weight), float(short.weight))
+
+  @parameterized.parameters("lm", "pair")
+  def test_features_ignore_the_bucket(self, mode):
+    stage, batch = _stage(mode), _batch(mode)
+    params = _params(stage)
+    fn = jax.jit(lambda b: stage.predict_fns()["features"](params, {}, b, jax.random.key(0)))
+    padded = {"train": {"llm_ids_BL": jnp.pad(batch["train"]["llm_ids_BL"], ((0, 0), (0, 5)))}}
+    self.assertEqual(fn(batch).shape, (3, 24))
+    np.testing.assert_allclose(fn(padded), fn(batch), atol=1e-5)
+
+  def test_pair_keeps_the_language_term(self):
+    batch, params = _batch("pair"), _params(_stage("pair"))
+    with_lm, without = (_loss(_stage("pair", lm_weight=w), params, batch) for w in (0.5, 0.0))
+    lm = float(with_lm.metrics["lm/loss"][0])
+    self.assertGreater(lm, 0)
+    self.assertAlmostEqual(float(with_lm.total - without.total), 0.5 * lm, places=3)
+
+  def test_glyph_total_is_box_plus_hard(self):
+    stage, batch = _stage("glyph"), _batch("glyph")
+    params = _params(stage)
+    loss = _loss(stage, params, batch)
+    x_MNP, y_MNP = stage.embed(params, batch["train"])
+    self.assertEqual(x_MNP.shape, (6, 4, 11))
+    scale = stage.parts()["glyph_tower"].bind(params["glyph_tower"]).scale()
+    box = jnp.sum(align.contrastive_loss(x_MNP[:, 0], y_MNP[:, 0], scale))
+    hard = jnp.sum(align.hard_loss(x_MNP, y_MNP, scale))
+    self.assertAlmostEqual(float(loss.total), float(box + hard), places=3)
+    self.assertEqual(float(loss.weight), 6)
+
+  @parameterized.parameters(
+    ("lm", 0.0, dict(llm=0.0)),
+    ("pair", 0.0, dict(llm=0.0, tower=0.0)),
+    ("glyph", 0.0, dict(byt5=0.0, glyph_tower=0.0)),
+  )
+  def test_golden_step(self, mode, loss, grad_rms):
+    stage, batch = _stage(mode), _batch(mode)
+
+    def mean(params):
+      out = _loss(stage, params, batch)
+      return out.total / out.weight
+
+    value, grads = jax.jit(jax.value_and_grad(mean))(_params(stage))
+    got = {"loss": float(value)}
+    for player, tree in grads.items():
+      got[player] = (
+        float(optax.global_norm(tree)) / sum(g.size for g in jax.tree.leaves(tree)) ** 0.5
+      )
+    for name, want in {"loss": loss, **grad_rms}.items():
+      message = f"{got}. If the change is meant, say why in the commit and update the numbers."
+      np.testing.assert_allclose(got[name], want, rtol=1e-3, err_msg=message)
+
+  def test_unknown_mode(self):
+    with self.assertRaisesRegex(types.UserError, "'glif', expected one of"):
+      align.make(ConfigDict(dict(stage=dict(mode="glif"))))
+
+
+if __name__ == "__main__":
+  absltest.main()
