@@ -8,7 +8,7 @@ Presets: nano (2 CPU cores), small (one GPU), base (the SD3/FLUX shape, 8 GPUs),
 from experiments import common
 
 PRESETS = {
-  "nano": dict(batch=32, vae="nano", lr=1e-3, steps=4_000, fsdp=1),
+  "nano": dict(batch=16, vae="nano", lr=1e-3, steps=2_200, fsdp=1),
   "small": dict(batch=64, vae="small", lr=2e-4, steps=100_000, fsdp=1),
   "base": dict(batch=128, vae="flux", lr=1e-4, steps=300_000, fsdp=1),
   "full": dict(batch=256, vae="flux", lr=1e-4, steps=500_000, fsdp=-1),
@@ -19,7 +19,7 @@ def get_config(arg=None):
   arg = common.parse_arg(arg, presets=tuple(PRESETS), data="out/posters")
   preset, nano = PRESETS[arg.preset], arg.preset == "nano"
   config = common.base()
-  config.stage = dict(name="autoencode")
+  config.stage = dict(name="autoencode", adversary_start_percent=96.0)
   config.model = dict(vae=dict(variant=preset["vae"]), critic=dict(variant="nano" if nano else "base"))
   stream = dict(features=("id_B", "image_BHWC"), batch_size=preset["batch"])
   config.data.streams = dict(
@@ -31,7 +31,7 @@ def get_config(arg=None):
   config.optim.trainable = (("stats/.*", False), (".*", True))  # running moments, assigned by the stage
   config.optim.ema = dict(eval=(".*", 0.998 if nano else 0.9999))
   config.optim.players = dict(critic=dict(
-      lr=preset["lr"] / 2, b1=0.5, ema=dict(), trainable=((".*", True),), start_steps=int(0.88 * preset["steps"])
+      lr=preset["lr"] / 2, b1=0.5, ema=dict(), trainable=((".*", True),), start_steps=int(0.95 * preset["steps"])
     ))
   config.sharding.mesh = dict(data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1)
   config.train.total_steps = preset["steps"]

@@ -22,16 +22,8 @@ _Test = Callable[[scene_lib.Scene], bool]
 
 SEED = 2502  # fixed before any training; never changes
 
-# Scenes per suite; each is prompted in Chinese and in English.
-SUITES = {
-  "bench": 240,
-  "heldout": 240,
-  "hard": 240,
-  "val": 240,
-  "text": 240,
-  "preference": 480,
-  "refl": 960,
-}
+SUITES = ("bench", "heldout", "hard", "val", "text", "preference", "refl")
+SCENES = 240  # per suite; each is prompted in Chinese and in English
 
 
 def _plain(scene: scene_lib.Scene) -> bool:
@@ -128,7 +120,7 @@ def make(
 
   Args:
     world: the preset.
-    suite: a key of SUITES.
+    suite: one of SUITES.
     fonts: with fonts, scenes carry exact text boxes and centres; without, boxes are None.
     size: (height, width); default the world's first.
 
@@ -136,7 +128,7 @@ def make(
     types.UserError: naming the nearest suite.
   """
   if suite not in SUITES:
-    near = difflib.get_close_matches(suite, list(SUITES), 1) or ["bench"]
+    near = difflib.get_close_matches(suite, SUITES, 1) or ["bench"]
     raise types.UserError(
       f"suite: unknown {suite!r}; did you mean {near[0]!r}? expected one of {', '.join(SUITES)}"
     )
@@ -166,7 +158,7 @@ def _scenes(
   """(category, scene), no two of one content, without aesthetics."""
   categories = _categories(world, suite)
   seen = set()
-  for i in range(SUITES[suite]):
+  for i in range(SCENES):
     name = list(categories)[i % len(categories)]
     rates, test = categories[name]
     tilted = world.tilted(axis_rate=0.0, **rates)

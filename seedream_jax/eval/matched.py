@@ -2,8 +2,9 @@
 
 The image minus its background is correlated with every sprite minus that same background, at every size and
 place. A score is the normalised correlation over the sprite's own support: 1 is a perfect copy at any
-contrast. A pass at half resolution proposes, one at full resolution decides; each subject found is taken out of
-the residual before the next is sought, so its parts cannot be counted again.
+contrast. Of two matches the one with more merit wins, the energy it explains times score^2, so that a small
+sprite that fits a part does not beat the whole. A pass at half resolution proposes, one at full resolution
+decides; each subject found is taken out of the residual before the next is sought.
 
 Dimension key: N images, K subjects, H W pixels, Y X window places, 4 premultiplied RGBA.
 """
@@ -23,7 +24,7 @@ PAD = 4  # a subject may hang over the edge by this many pixels
 MAX_PLACES = 6  # examined per image
 FINALISTS = 6  # subjects compared at full resolution per place
 MIN_GAIN = 0.3  # least contrast of a match, as a share of the sprite's own
-_LEAST = 0.35  # coarse score under which a place is not examined
+_LEAST = 0.35  # score under which nothing is a match
 
 
 class Detection(NamedTuple):
@@ -56,6 +57,7 @@ class _Bank(NamedTuple):
 
 class _Match(NamedTuple):
   k: int
+  merit: float
   score: float
   top: int  # in padded pixels
   left: int
@@ -101,8 +103,8 @@ class MatchedFilter:
       residual = _without_text(residual, [v // factor for v in text_box])
     fine = _layers(residual, ground, PAD)
     coarse = _layers(_shrink(residual, COARSE), _shrink(ground, COARSE), PAD // COARSE)
-    # Lazily greedy: a coarse score stands in for the fine one until its place comes to the head of the queue.
-    queue = [(score, None, place) for score, *place in _peaks(*self._scan(coarse, style))]
+    # Lazily greedy: coarse merit stands in for the fine one until its place comes to the head of the queue.
+    queue = [(merit, None, place) for merit, *place in _peaks(*self._scan(coarse, style))]
     found = []
     while queue:
       queue.sort(key=lambda entry: entry[0])
@@ -110,11 +112,11 @@ class MatchedFilter:
       if match is None:
         match = self._decide(fine, *place, style)
         if match.score >= least:
-          queue.append((match.score, match, place))
+          queue.append((match.merit, match, place))
         continue
       found.append(self._report(match, factor))
       self._take_out(fine, match, style)
-      queue = [(score, None, place) for score, _, place in queue]
+      queue = [(merit, None, place) for merit, _, place in queue]
     return found
 
   def _make_banks(self, style: str) -> tuple[dict[int, _Bank], dict[int, _Bank]]:
@@ -127,18 +129,18 @@ class MatchedFilter:
     return coarse, {size: _bank(x, rim=max(size // 12, 1)) for size, x in rgba.items()}
 
   def _scan(self, layers: _Layers, style: str) -> tuple[np.ndarray, np.ndarray]:
-    """Best score of each subject centred on each coarse pixel, and the size it has there."""
+    """Best merit of each subject centred on each coarse pixel, and the size it has there."""
     height, width = layers.ground.shape[:2]
-    best_KYX = np.full((len(self.emojis), height, width), -1.0, np.float32)
+    best_KYX = np.zeros((len(self.emojis), height, width), np.float32)
     size_KYX = np.zeros(best_KYX.shape, np.int16)
     for size, bank in self._banks(style)[0].items():
       if size > min(height, width):
         continue
-      scores = _correlate(layers, bank).transpose(2, 0, 1)
+      merit = _correlate(layers, bank)[0].transpose(2, 0, 1) * COARSE**2
       half = size // 2
-      view = np.s_[:, half : half + scores.shape[1], half : half + scores.shape[2]]
-      np.copyto(size_KYX[view], size, where=scores > best_KYX[view])
-      np.maximum(best_KYX[view], scores, out=best_KYX[view])
+      view = np.s_[:, half : half + merit.shape[1], half : half + merit.shape[2]]
+      np.copyto(size_KYX[view], size, where=merit > best_KYX[view])
+      np.maximum(best_KYX[view], merit, out=best_KYX[view])
     return best_KYX, size_KYX
 
   def _decide(
@@ -149,7 +151,7 @@ class MatchedFilter:
     for k, coarse_size in candidates:
       for size in range(coarse_size * COARSE - 2, coarse_size * COARSE + 3):
         by_size.setdefault(size, []).append(k)
-    best = _Match(0, -1.0, 0, 0, 1)
+    best = _Match(0, 0.0, 0.0, 0, 0, 1)
     for size, members in by_size.items():
       y0, x0 = (max(c * COARSE - size // 2 - 2, 0) for c in center)
       window = np.s_[y0 : y0 + size + 4, x0 : x0 + size + 4]
@@ -157,10 +159,11 @@ class MatchedFilter:
       if min(patch.ground.shape[:2]) < size:
         continue
       bank = self._banks(style)[1][size]
-      scores = _correlate(patch, _Bank(size, *(x[..., members] for x in bank[1:])))
-      y, x, member = np.unravel_index(scores.argmax(), scores.shape)
-      if scores[y, x, member] > best.score:
-        best = _Match(members[member], float(scores[y, x, member]), int(y0 + y), int(x0 + x), size)
+      merit, scores = _correlate(patch, _Bank(size, *(x[..., members] for x in bank[1:])))
+      at = y, x, member = np.unravel_index(merit.argmax(), merit.shape)
+      if merit[at] > best.merit:
+        top, left = int(y0 + y), int(x0 + x)
+        best = _Match(members[member], float(merit[at]), float(scores[at]), top, left, size)
     return best
 
   def _take_out(self, layers: _Layers, match: _Match, style: str) -> None:
@@ -198,8 +201,8 @@ def _layers(residual_HW3: np.ndarray, ground_HW3: np.ndarray, pad: int) -> _Laye
   return _Layers(stack, energy, np.pad(ground, around, mode="edge").astype(np.float32))
 
 
-def _correlate(layers: _Layers, bank: _Bank) -> np.ndarray:
-  """Normalised correlation of each subject at each place, [Y, X, K]; -1 where the contrast is too low.
+def _correlate(layers: _Layers, bank: _Bank) -> tuple[np.ndarray, np.ndarray]:
+  """(merit, score) of each subject at each place, both [Y, X, K]; 0 where the contrast is too low.
 
   With alpha a, premultiplied colour c, ground b and residual d, the template is t = c - a b. So <d, t> =
   <d, c> + <-d . b, a> is one matmul, and |t|^2 = |c|^2 - 2 b . <c, a> + |b|^2 |a|^2 needs only b.
@@ -214,31 +217,32 @@ def _correlate(layers: _Layers, bank: _Bank) -> np.ndarray:
   power = np.maximum(power, 1e-3)
   # Cauchy-Schwarz: where the whole window holds less energy than this, no template reaches its contrast.
   busy = energy.sum((2, 3)) >= MIN_GAIN**2 * power.min(-1)
-  scores = np.full(power.shape, -1.0, np.float32)
+  merit, scores = np.zeros(power.shape, np.float32), np.zeros(power.shape, np.float32)
   if busy.any():
     count, power = int(busy.sum()), power[busy]
     product = windows[busy].transpose(0, 2, 3, 1).reshape(count, -1) @ bank.colors
     held = energy[busy].reshape(count, -1) @ bank.support
-    match = product / np.sqrt(np.maximum(held, 1e-3) * power)
-    scores[busy] = np.where(product >= MIN_GAIN * power, match, -1.0)
-  return scores
+    score = product / np.sqrt(np.maximum(held, 1e-3) * power)
+    score = np.where((product >= MIN_GAIN * power) & (score >= _LEAST), score, 0.0)
+    scores[busy], merit[busy] = score, score**4 * held
+  return merit, scores
 
 
 def _peaks(
   best_KYX: np.ndarray, size_KYX: np.ndarray
 ) -> Iterator[tuple[float, tuple[int, int], list[tuple[int, int]]]]:
-  """Yields (score, (y, x), [(subject, coarse size)]) for the places where some subject scores, best first."""
+  """Yields (merit, (y, x), [(subject, coarse size)]) for the places where some subject matches, best first."""
   top_YX = best_KYX.max(0)
   y_YX, x_YX = np.mgrid[0 : top_YX.shape[0], 0 : top_YX.shape[1]]
   for _ in range(MAX_PLACES):
     y, x = np.unravel_index(top_YX.argmax(), top_YX.shape)
-    if top_YX[y, x] < _LEAST:
+    if top_YX[y, x] <= 0:
       return
     leaders = np.argsort(-best_KYX[:, y, x])[:FINALISTS]
     candidates = [(int(k), int(size_KYX[k, y, x])) for k in leaders if best_KYX[k, y, x] > 0]
     yield float(top_YX[y, x]), (int(y), int(x)), candidates
     radius = 0.4 * size_KYX[leaders[0], y, x]
-    top_YX = np.where(np.hypot(y_YX - y, x_YX - x) < radius, -1.0, top_YX)
+    top_YX = np.where(np.hypot(y_YX - y, x_YX - x) < radius, 0.0, top_YX)
 
 
 def _without_text(residual_HW3: np.ndarray, box: Sequence[int], tolerance: float = 0.15) -> np.ndarray:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from seedream_jax import types
 from seedream_jax.models import conditioning, layers, variants
-from seedream_jax.ops import attention, patch, rope
+from seedream_jax.ops import attention, matmul, patch, rope
 
 TAPS = ("txt", "img", "txt_k", "img_q", "img_k")  # per-block outputs that `taps` may name
 
@@ -95,7 +95,8 @@ _INIT = {
 def _linear(
   cfg: DiTConfig, din: int, dout: int, rngs: nnx.Rngs, init: str = "linear", **kwargs
 ) -> nnx.Linear:
-  return nnx.Linear(din, dout, kernel_init=_INIT[init], rngs=rngs, **{"dtype": cfg.dtype, **kwargs})
+  kwargs = {"dtype": cfg.dtype, "dot_general": matmul.dot_general, **kwargs}
+  return nnx.Linear(din, dout, kernel_init=_INIT[init], rngs=rngs, **kwargs)
 
 
 class Modulation(nnx.Module):
@@ -292,7 +293,7 @@ VARIANTS: dict[str, dict] = {
   # 64 px on 2 CPU cores.
   "nano": dict(
     width=256, depth=6, num_heads=4, txt_mlp_ratio=2.0, adaln="single", rope_base=4,
-    text_dim=192, glyph_dim=160, max_text_len=256, glyph_len=8,
+    text_dim=192, glyph_dim=160, max_text_len=256, glyph_len=8, remat="dots",  # faster: fewer bytes
   ),
   # 0.5 B: one 80 GB GPU.
   "small": dict(

@@ -45,12 +45,14 @@ def _run(exp: open_lib.Experiment, state: types.TrainState, loaders) -> tuple[in
   last_saved = step
   meta = open_lib.meta_of(exp)
   batches = _batches(exp, loaders, step, total, fused)
-  model_flops = 0
+  step_flops: dict[tuple, int] = {}  # by what is compiled
   for first, count, movers, batch in batches:
     update = exp.trainer.compiled(movers, count)
-    if not model_flops and config.train.count_flops:
-      model_flops = exp.trainer.flops(exp.abstract_state, exp.frozen, batch, count)
-      progress.set_flops(model_flops)
+    if config.train.count_flops:
+      key = (movers, count, tuple(np.shape(x) for x in jax.tree.leaves(batch)))
+      if key not in step_flops:
+        step_flops[key] = exp.trainer.flops(exp.abstract_state, exp.frozen, batch, movers, count)
+      progress.set_flops(step_flops[key])
     with jax.transfer_guard("disallow"):
       state, stats = update(state, exp.frozen, batch)
     step = first + count
@@ -59,14 +61,15 @@ def _run(exp: open_lib.Experiment, state: types.TrainState, loaders) -> tuple[in
       if bad >= config.train.max_bad_steps:
         return _give_up(exp, bad, pending[0]), state
     pending = (first, stats)
-    if _due(config.eval.every_steps, first, step, total) and plugins:
-      for plugin in plugins:
-        writer.scalars(step, plugin.run(exp, state, step, writer))
+    if _due(config.eval.every_steps, first, step, total):
+      with progress.pause():
+        _evaluate(exp, plugins, state, step, writer)
     if _due(config.ckpt.every_steps, first, step, total) or stop.is_set():
       bad = _log(writer, progress, config, *pending)
       pending = None
       if bad == 0:
-        exp.checkpointer.save(step, state, meta | {"data": {n: l.report() for n, l in loaders.items()}})
+        with progress.pause():
+          exp.checkpointer.save(step, state, meta | {"data": {n: l.report() for n, l in loaders.items()}})
         last_saved = step
       elif bad >= config.train.max_bad_steps:
         return _give_up(exp, bad, step), state

@@ -137,7 +137,7 @@ def open_loaders(config: ml_collections.ConfigDict, names: Sequence[str]) -> dic
   for name in names:
     if name not in config.data.streams:
       raise types.UserError(f"data.streams: no stream {name!r}{nearest(name, list(config.data.streams))}")
-    cfg = loader.LoaderConfig(**config.data.streams[name].to_dict())
+    cfg = loader.make_config(config.data.streams[name].to_dict())
     loaders[name] = loader.Loader(
       cfg, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )

@@ -57,15 +57,15 @@ class Trainer:
       donate_argnums=(0,),
     )
 
-  def flops(self, state: types.TrainState, frozen, batch, num_steps: int) -> int:
-    """Model FLOPs of one step with every player moving, from its jaxpr; `batch` leads with num_steps if > 1."""
+  def flops(self, state: types.TrainState, frozen, batch, movers: tuple[str, ...], num_steps: int) -> int:
+    """Model FLOPs of one step of `movers`, from its jaxpr; `batch` leads with num_steps if > 1."""
 
     def shape(x, skip):
       return jax.ShapeDtypeStruct(x.shape[skip:], x.dtype)
 
     abstract = jax.tree.map(lambda x: shape(x, 0), (state, frozen))
     one = jax.tree.map(lambda x: shape(x, int(num_steps > 1)), batch)
-    return flops.count(functools.partial(self._step, movers=self.stage.players), *abstract, one)
+    return flops.count(functools.partial(self._step, movers=movers), *abstract, one)
 
   def _steps(self, state, frozen, batches, *, movers):
     def body(state, batch):
@@ -143,5 +143,5 @@ def init_state(stage: types.Stage, optimizers: Mapping[str, optim.Optimizer], rn
 def state_of(optimizers: Mapping[str, optim.Optimizer], params: dict[str, types.Params]) -> types.TrainState:
   """The state at step 0 around given parameters."""
   opt = {p: o.init(o.split(params[p])[0]) for p, o in optimizers.items()}
-  ema = {p: optim.ema_init(o.ema, params[p]) for p, o in optimizers.items()}
+  ema = {p: o.ema_init(params[p]) for p, o in optimizers.items()}
   return types.TrainState(jnp.int32(0), params, opt, ema, jnp.int32(0))

@@ -240,11 +240,12 @@ class Glyph(_Align):
     hard_M = hard_loss(x_MNP, y_MNP, scale)
     total = jnp.sum(box_M) + self._hard_weight * jnp.sum(hard_M)
     weight = jnp.asarray(len(x_MNP), jnp.float32)
-    picks_M = jnp.argmax(jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP), axis=1)
+    score_MN = jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP)
+    right_M = score_MN[:, 0] > jnp.max(score_MN[:, 1:], axis=1, initial=-2.0)  # a tie is wrong
     metrics = {
       "glyph/box_loss": (jnp.sum(box_M), weight),
       "glyph/hard_loss": (jnp.sum(hard_M), weight),
-      "glyph/hard_accuracy": (jnp.sum(picks_M == 0).astype(jnp.float32), weight),
+      "glyph/hard_accuracy": (jnp.sum(right_M).astype(jnp.float32), weight),
       "glyph/scale": (scale, jnp.ones(())),
     }
     return types.Loss(total, weight, metrics, {})

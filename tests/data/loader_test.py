@@ -131,6 +131,21 @@ class LoaderTest(parameterized.TestCase):
       self.assertLen(set(made.batch(step)["id_B"].tolist()), 4)
     self.assertGreater(made.report()["replaced"], 0)
 
+  def test_replacements_may_be_corrupt_themselves(self):
+    path = datasets.write(f"{self.root}/most", 9, broken=range(1, 7), sizes=((32, 32),))
+    made = self.make(path, features=("id_B", "image_BHWC"))
+    examples = changed = 0
+    for step in range(20):
+      number, at = made.schedule.locate(step)
+      epoch = made.schedule.epoch(number)
+      wanted = epoch.record[epoch.start[at] : epoch.start[at] + 4]
+      got = made.batch(step)["id_B"]
+      self.assertTrue(set(got.tolist()) <= {1000, 1007, 1008})
+      examples, changed = examples + 4, changed + int((got != wanted + 1000).sum())
+    report = made.report()
+    self.assertEqual((report["examples"], report["replaced"]), (examples, changed))
+    self.assertEqual(report["corrupt_records"], 6)
+
   def test_counts_add_up_over_whole_epochs(self):
     made = self.make()
     steps = 0

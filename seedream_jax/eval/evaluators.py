@@ -1,0 +1,207 @@
+"""Evaluators inside the training loop: they get predict functions and a stream of batches, never a model.
+
+`config.eval.evaluators` names them: {name: dict(kind="ValLoss", predict="val_loss", stream="val", ...)}. The
+loop calls `run` every `config.eval.every_steps` with EMA weights where the run keeps an `eval` EMA.
+
+Dimension key: B batch, H W latent height, width, C channels, L LLM tokens.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seedream_jax import types
+from seedream_jax.engine import sharding, trees
+from seedream_jax.eval import report
+
+TRAIN = "train"  # the stream name predict functions read
+
+PredictFn = Callable[..., Any]  # (params, frozen, batch, rng) -> arrays
+
+
+class Stream(Protocol):
+  """Batches by number; this host's part of each."""
+
+  def batch(self, step: int) -> Mapping[str, np.ndarray]:
+    """Batch `step`."""
+
+
+class Run(Protocol):
+  """The part of an open experiment that an evaluator sees."""
+
+  frozen: Mapping[str, types.Params]
+  mesh: jax.sharding.Mesh
+
+
+class Writer(Protocol):
+  """Where pictures go."""
+
+  def images(self, step: int, name: str, image: np.ndarray) -> None:
+    """Keeps one picture."""
+
+
+class Evaluator(Protocol):
+  """One plugin of the loop."""
+
+  def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
+    """Scalars named group/name; pictures go to the writer."""
+
+
+class ValLoss:
+  """The mean of a (sum, weight) predict function over the first batches of a stream.
+
+  Sums may be vectors: each slot is reported too, as the eight timesteps of a denoiser's loss are.
+  """
+
+  def __init__(self, name: str, predict_fn: PredictFn, stream: Stream, *, batches: int = 8, seed: int = 0):
+    self._name, self._stream, self._batches, self._seed = name, stream, batches, seed
+    self._fn = jax.jit(predict_fn)
+
+  def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
+    """NAME/loss, and NAME/loss_K for each slot K that saw examples."""
+    del step, writer
+    params, sums = eval_params(state), []
+    for i in range(self._batches):
+      batch = _place(self._stream.batch(i), run.mesh)
+      rng = jax.random.fold_in(jax.random.key(self._seed), i)
+      sums.append(self._fn(params, run.frozen, {TRAIN: batch}, rng))
+    total, weight = (np.sum(x, axis=0, dtype=np.float64) for x in zip(*jax.device_get(sums)))
+    out = {f"{self._name}/loss": float(total.sum() / max(weight.sum(), 1e-8))}
+    if np.ndim(total):
+      out |= {f"{self._name}/loss_{k}": float(t / w) for k, (t, w) in enumerate(zip(total, weight)) if w > 0}
+    return out
+
+
+class SampleGrid:
+  """A sheet of samples from the first texts of a stream, always with the same noise."""
+
+  def __init__(
+    self,
+    name: str,
+    predict_fn: PredictFn,
+    stream: Stream,
+    *,
+    latent_shape: Sequence[int],
+    num_images: int = 16,
+    columns: int = 4,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    decode: Callable[[Sequence[int]], str] | None = None,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      name: of the picture.
+      predict_fn: "sample": images in [-1, 1] from llm_ids_BL, byt5_ids_BG and noise_BHWC.
+      stream: of texts.
+      latent_shape: (H, W, C) of the noise.
+      num_images: shown; at most the stream's batch.
+      columns: of the sheet.
+      seed: of the noise.
+      options: of the sampler: num_steps, solver, guidance, ...
+      decode: LLM ids to the prompt shown under its picture; without it pictures stand alone.
+    """
+    self._name, self._stream, self._decode = name, stream, decode
+    self._num_images, self._columns = num_images, columns
+    self._shape, self._seed = tuple(latent_shape), seed
+    self._fn = functools.partial(predict_fn, **dict(options or {}))
+    self._sample = functools.cache(self._compiled)
+
+  def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
+    """Writes the sheet; no scalars."""
+    batch = _place(self._stream.batch(0), run.mesh)
+    image, ids_BL = jax.device_get(self._sample(run.mesh)(eval_params(state), run.frozen, batch))
+    pixels = np.clip(np.round((image.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    pixels = pixels[: self._num_images]
+    if self._decode is None:
+      writer.images(step, self._name, _tile(pixels, self._columns))
+    else:
+      prompts = [self._decode([int(i) for i in ids]) for ids in ids_BL[: self._num_images]]
+      sheet = report.Sheet(f"{self._name}, step {step}", list(pixels), prompts)
+      writer.images(step, self._name, np.asarray(report.sample_sheet(sheet, columns=self._columns)))
+    return {}
+
+  def _compiled(self, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def sample(params, frozen, batch):
+      ids_BL = batch["llm_ids_BL"]
+      count = min(-(-self._num_images // mesh.size) * mesh.size, len(ids_BL))
+      data = {k: batch[k][:count] for k in ("llm_ids_BL", "byt5_ids_BG", "size_B2") if k in batch}
+      rng = jax.random.key(self._seed)
+      noise_BHWC = jax.random.normal(rng, (count, *self._shape), jnp.float32)
+      image = self._fn(params, frozen, {TRAIN: data | {"noise_BHWC": noise_BHWC}}, rng)
+      return image, ids_BL
+
+    return jax.jit(sample, out_shardings=sharding.replicated(mesh))
+
+
+def make_all(
+  config: Mapping[str, Any],
+  predict_fns: Mapping[str, PredictFn],
+  open_stream: Callable[[str], Stream],
+  *,
+  decode: Callable[[Sequence[int]], str] | None = None,
+) -> list[Evaluator]:
+  """The evaluators that `config.evaluators` names; streams are opened once each.
+
+  Raises:
+    types.UserError: an unknown kind, predict function or option, naming the nearest.
+  """
+  open_stream = functools.cache(open_stream)
+  out = []
+  for name, spec in config["evaluators"].items():
+    options = dict(spec)
+    where = f"eval.evaluators.{name}"
+    kind = _known(f"{where}.kind", options.pop("kind", None), KINDS)
+    fn = _known(f"{where}.predict", options.pop("predict", None), predict_fns)
+    stream = options.pop("stream", "val")
+    if kind is SampleGrid:
+      options["decode"] = decode
+    takes = [p for p in inspect.signature(kind).parameters if p not in ("name", "predict_fn", "stream")]
+    for option in options:
+      _known(where, option, dict.fromkeys(takes))
+    needs = [p for p in takes if inspect.signature(kind).parameters[p].default is inspect.Parameter.empty]
+    for option in needs:
+      if option not in options:
+        raise types.UserError(f"{where}: {kind.__name__} needs {option}")
+    out.append(kind(name, fn, open_stream(stream), **options))
+  return out
+
+
+def eval_params(state: types.TrainState) -> dict[str, types.Params]:
+  """Every player's parameters, with its `eval` EMA, where it keeps one, laid over them."""
+  return {
+    player: trees.unflatten({**trees.flatten(params), **state.ema[player].get("eval", {})})
+    for player, params in state.params.items()
+  }
+
+
+def _place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+  shard = sharding.batch(mesh)
+  return {name: jax.make_array_from_process_local_data(shard, x) for name, x in batch.items()}
+
+
+def _tile(images_BHWC: np.ndarray, columns: int) -> np.ndarray:
+  """A grid; the last row is filled with black."""
+  count, height, width, channels = images_BHWC.shape
+  rows = -(-count // columns)
+  grid = np.zeros((rows * columns, height, width, channels), np.uint8)
+  grid[:count] = images_BHWC
+  grid = grid.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+  return grid.reshape(rows * height, columns * width, channels)
+
+
+def _known(where: str, name: Any, valid: Mapping[str, Any]) -> Any:
+  if name in valid:
+    return valid[name]
+  near = difflib.get_close_matches(str(name), list(valid), n=1)
+  hint = f"nearest: {near[0]}" if near else f"valid: {', '.join(valid)}"
+  raise types.UserError(f"{where}: unknown {name!r}; {hint}")
+
+
+KINDS: dict[str, Callable[..., Evaluator]] = {"ValLoss": ValLoss, "SampleGrid": SampleGrid}

@@ -1,0 +1,262 @@
+"""Held-out suites: prompts in, images sampled, judged, and reported with intervals and ceilings.
+
+A suite is a list of prompts; every judge that applies to a prompt's scene judges it. What a judge scores on
+ground truth, its ceiling, stands beside each metric, and a judge below `MIN_CEILING` is refused, not printed.
+Clusters are scenes: one scene's prompts in two languages, and their images, share its difficulty.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from seedream_jax import types
+from seedream_jax.eval import frechet, judges as judges_lib, stats
+
+SUITES = ("heldout", "bench", "text", "hard", "val")
+MIN_CEILING = 0.97
+MIN_TRUTH = 100  # images; a finer ceiling is too noisy, and its parent's stands in
+
+Prompt = Mapping[str, Any]
+SampleFn = Callable[[Sequence[Prompt], np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+  """What the Frechet distance needs: features of the fixed reference, and of real images outside it."""
+
+  features_fn: Callable[[np.ndarray], np.ndarray]
+  reference: frechet.Moments
+  floor_NF: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A suite's outcome.
+
+  Attributes:
+    report: one JSON object: suite, n, metrics, refused, ...
+    rows: per image: id, seed, cluster, outcomes; two arms are compared row by row.
+    images: uint8, in the rows' order.
+    prompts: in the rows' order.
+  """
+
+  report: dict[str, Any]
+  rows: list[dict[str, Any]]
+  images: list[np.ndarray]
+  prompts: list[Prompt]
+
+
+def load_prompts(path: str) -> list[Prompt]:
+  """Prompts from JSON lines."""
+  try:
+    with open(path, encoding="utf-8") as f:
+      prompts = [json.loads(line) for line in f if line.strip()]
+  except FileNotFoundError as e:
+    raise types.UserError(
+      f"{path}: no such prompt file; write it with python -m data_pipelines.posters --prompts ..."
+    ) from e
+  for number, prompt in enumerate(prompts, 1):
+    missing = {"id", "prompt", "lang", "scene"} - set(prompt)
+    if missing:
+      raise types.UserError(f"{path}:{number}: a prompt needs id, prompt, lang, scene; lacks {min(missing)}")
+  return prompts
+
+
+def load_world(name: str) -> dict[str, Any]:
+  """What is known of a world: subjects, colors, sizes, ceilings by suite, and what they were measured with."""
+  folder = importlib.resources.files(__package__) / "worlds"
+  known = sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json"))
+  if name not in known:
+    near = difflib.get_close_matches(name, known, 1) or known
+    raise types.UserError(f"judges: no world {name!r}; nearest: {near[0]} (data_pipelines.ceilings measures one)")
+  return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def make_judges(world: Mapping[str, Any], **options: Any) -> judges_lib.Judges:
+  """The judges of a world as `load_world` returns it."""
+  return judges_lib.Judges(world["subjects"], world["colors"], sizes=tuple(world["sizes"]), **options)
+
+
+def run_suite(
+  name: str,
+  sample_fn: SampleFn,
+  prompts: Sequence[Prompt],
+  *,
+  judges: judges_lib.Judges,
+  ceilings: Mapping[str, Mapping[str, float]],
+  images_per_prompt: int = 1,
+  batch_size: int = 32,
+  distribution: Distribution | None = None,
+  progress: Callable[[Sequence], Sequence] = iter,
+) -> Result:
+  """Samples and judges a suite.
+
+  Args:
+    name: one of SUITES.
+    sample_fn: (prompts, noise seeds [N] int64) -> uint8 images [N, H, W, 3]; all prompts of a call share a size.
+    prompts: dicts of id, prompt, lang, scene and optionally category.
+    judges: of the prompts' world.
+    ceilings: {metric: {"value", "n"}} on ground truth of these prompts, from `measure_ceilings`.
+    images_per_prompt: with different noise.
+    batch_size: images per call of sample_fn; the last call of a size may be smaller.
+    distribution: enables the FD-judge.
+    progress: wraps the list of batches, tqdm for one.
+  """
+  if name not in SUITES:
+    near = difflib.get_close_matches(name, SUITES, 1)
+    raise types.UserError(f"--suite {name}: expected one of {', '.join(SUITES)}" + (f"; nearest: {near[0]}" if near else ""))
+  if not prompts:
+    raise types.UserError(f"--suite {name}: no prompts")
+  jobs = [(prompt, noise_seed(prompt["id"], j)) for prompt in prompts for j in range(images_per_prompt)]
+  images: list[np.ndarray] = [np.empty(0)] * len(jobs)
+  features = []
+  for members in progress(list(_batches(jobs, batch_size))):
+    chosen = [jobs[i] for i in members]
+    got = np.asarray(sample_fn([p for p, _ in chosen], np.array([s for _, s in chosen], np.int64)))
+    _check(got, chosen)
+    if distribution is not None:
+      features.append(np.asarray(distribution.features_fn(got), np.float32))
+    for i, image in zip(members, got):
+      images[i] = image
+  asked = [prompt for prompt, _ in jobs]
+  rows = [
+    {"id": prompt["id"], "seed": int(seed), "cluster": cluster_of(prompt), "outcomes": outcomes}
+    for (prompt, seed), outcomes in zip(jobs, judges.judge(images, asked))
+  ]
+  add_categories(rows, asked)
+  report = summarize(name, rows, ceilings)
+  if distribution is not None:
+    fd = frechet.fd_judge(np.concatenate(features), distribution.reference, floor_NF=distribution.floor_NF)
+    report["fd_judge"] = fd
+  return Result(report, rows, images, asked)
+
+
+def measure_ceilings(
+  images: Sequence[np.ndarray], prompts: Sequence[Prompt], judges: judges_lib.Judges
+) -> dict[str, dict[str, float]]:
+  """{metric: value, lo, hi, n} of ground-truth images."""
+  rows = [
+    {"id": prompt["id"], "cluster": cluster_of(prompt), "outcomes": outcomes}
+    for prompt, outcomes in zip(prompts, judges.judge(images, prompts))
+  ]
+  add_categories(rows, prompts)
+  return {
+    metric: {"value": got.value, "lo": got.lo, "hi": got.hi, "n": got.n}
+    for metric, got in _intervals(rows).items()
+  }
+
+
+def summarize(
+  name: str, rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+  """The report of judged rows: metrics with intervals and ceilings, and what was refused."""
+  metrics, refused = {}, {}
+  for metric, got in _intervals(rows).items():
+    ceiling = ceiling_of(metric, ceilings)
+    if ceiling is None:
+      refused[metric] = {"ceiling": None, "reason": "no ceiling was measured on ground truth"}
+    elif ceiling < MIN_CEILING:
+      refused[metric] = {"ceiling": ceiling, "reason": f"ceiling below {MIN_CEILING}"}
+    else:
+      metrics[metric] = {"value": got.value, "lo": got.lo, "hi": got.hi, "ceiling": ceiling, "n": got.n}
+  return {
+    "suite": name,
+    "n": len(rows),
+    "clusters": len({row["cluster"] for row in rows}),
+    "smoke": len(rows) < stats.SMOKE_IMAGES,
+    "strength": stats.strength(len(rows)),
+    "metrics": metrics,
+    "refused": refused,
+  }
+
+
+def ceiling_of(metric: str, ceilings: Mapping[str, Mapping[str, float]]) -> float | None:
+  """The ceiling of a metric, or of its nearest ancestor measured on MIN_TRUTH images, or of the oldest."""
+  value, name = None, metric
+  while name:
+    if name in ceilings:
+      value = ceilings[name]["value"]
+      if ceilings[name]["n"] >= MIN_TRUTH:
+        break
+    name = name.rpartition("@")[0] if "@" in name else name.rpartition("/")[0]
+  return value
+
+
+def compare(
+  base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """{metric: difference other - base, interval, verdict} over rows of two arms with equal prompts and noise."""
+  theirs = {(row["id"], row["seed"]): row for row in other}
+  if len(base) != len(other) or any((row["id"], row["seed"]) not in theirs for row in base):
+    raise ValueError("arms differ in prompts or noise: only the same (id, seed) rows can be paired")
+  out = {}
+  for metric in metrics:
+    pairs = [(row, theirs[row["id"], row["seed"]]) for row in base if metric in row["outcomes"]]
+    a, b = (np.array([row["outcomes"][metric] for row in arm]).reshape(-1, 2) for arm in zip(*pairs))
+    clusters = [row["cluster"] for row, _ in pairs]
+    got = stats.paired_difference(a[:, 0], b[:, 0], a[:, 1], b[:, 1], clusters)
+    out[metric] = {
+      "value": got.value,
+      "lo": got.lo,
+      "hi": got.hi,
+      "n": got.n,
+      "verdict": stats.verdict(got),
+      "within_margin": stats.within(got),
+      "strength": stats.strength(got.n),
+    }
+  return out
+
+
+def last_line(report: Mapping[str, Any]) -> str:
+  """The report as one line of JSON."""
+  return json.dumps(report, ensure_ascii=False, allow_nan=False)
+
+
+def noise_seed(prompt_id: str, sample: int) -> int:
+  """The noise of a prompt's sample: the same in every arm, whatever the order or batch."""
+  return int.from_bytes(hashlib.blake2b(f"{prompt_id}/{sample}".encode(), digest_size=4).digest(), "big")
+
+
+def cluster_of(prompt: Prompt) -> str:
+  """The scene's id: a prompt's id without its language."""
+  return prompt.get("cluster") or prompt["id"].removesuffix(f"-{prompt['lang']}")
+
+
+def add_categories(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> None:
+  """Adds each judge's overall outcome under judge@category."""
+  for row, prompt in zip(rows, prompts):
+    if prompt.get("category"):
+      whole = {name: pair for name, pair in row["outcomes"].items() if "/" not in name.removeprefix("styled/")}
+      row["outcomes"] |= {f"{name}@{prompt['category']}": pair for name, pair in whole.items()}
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, stats.Interval]:
+  names = dict.fromkeys(name for row in rows for name in row["outcomes"])
+  out = {}
+  for name in sorted(names):
+    held = [row for row in rows if name in row["outcomes"]]
+    num, den = np.array([row["outcomes"][name] for row in held]).T
+    out[name] = stats.bootstrap(num, den, [row["cluster"] for row in held])
+  return out
+
+
+def _batches(jobs: Sequence[tuple[Prompt, int]], batch_size: int) -> Iterator[list[int]]:
+  """Indices of jobs of one image size, batch by batch."""
+  by_size: dict[tuple[int, ...], list[int]] = {}
+  for i, (prompt, _) in enumerate(jobs):
+    by_size.setdefault(tuple(prompt["scene"]["size"]), []).append(i)
+  for members in by_size.values():
+    for start in range(0, len(members), batch_size):
+      yield members[start : start + batch_size]
+
+
+def _check(images: np.ndarray, jobs: Sequence[tuple[Prompt, int]]) -> None:
+  want = (len(jobs), *jobs[0][0]["scene"]["size"], 3)
+  if images.shape != want or images.dtype != np.uint8:
+    raise ValueError(f"sample_fn returned {images.dtype}{images.shape}, expected uint8{want}")

@@ -1,0 +1,178 @@
+"""Prompts in, pictures out: the sampler that sample and evaluate share.
+
+A pipeline opens from a weights folder (`dit, vae, llm, byt5.safetensors, tokenizer.model, config.json`) or from a
+training workdir, whose newest whole checkpoint gives the DiT and whose config names the frozen parts.
+
+Dims: B batch, H W latent grid, C channels.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from seedream_jax import types
+from seedream_jax.data import tokenizers
+from seedream_jax.engine import checkpoint
+from seedream_jax.run import loop
+from seedream_jax.run import open as open_lib
+
+PARTS = ("dit", "vae", "llm", "byt5")
+MAX_SIDE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to sample; each field is a flag of the verbs."""
+
+  num_steps: int = 25
+  guidance: float = 4.0
+  solver: str = "euler"
+  batch_size: int = 32
+
+
+class Pipeline:
+  """A text-to-image model with its tokenizer, ready to sample."""
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, stage: types.Stage, params: dict[str, types.Params], tokenizer_path: str
+  ):
+    self.config, self.stage, self.params = config, stage, params
+    self.tokenizer = tokenizers.LLMTokenizer(tokenizer_path)
+    stream = config.data.streams.train
+    self.text_buckets = tuple(sorted(stream.text_buckets))
+    self.glyph_bytes = stream.glyph_bytes
+    vae, dit = stage.model.configs["vae"], stage.model.configs["dit"]
+    self.factor, self.channels = vae.factor, vae.latent_channels
+    self.multiple = vae.factor * dit.patch
+    predict = stage.predict_fns()
+    self._latents = jax.jit(predict["latents"], static_argnames=("num_steps", "solver", "guidance"))
+    self._decode = jax.jit(stage.model.decode)
+
+  def noise(self, ids: Sequence[int], size: tuple[int, int], seed: int) -> np.ndarray:
+    """Starting noise [B, H, W, C] float32: picture i's is a function of (seed, ids[i]) alone."""
+    shape = (size[0] // self.factor, size[1] // self.factor, self.channels)
+    draw = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape))
+    return np.asarray(draw(jnp.asarray(ids, jnp.uint32)))
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises UserError unless both sides are multiples of what the model can draw."""
+    for side in size:
+      if side % self.multiple or not 0 < side <= MAX_SIDE:
+        raise types.UserError(
+          f"--size {size[0]}x{size[1]}: sides must be multiples of {self.multiple} up to {MAX_SIDE}; "
+          f"nearest: {max(self.multiple, round(side / self.multiple) * self.multiple)}"
+        )
+
+  def tokens(self, prompts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
+    """LLM ids of each prompt and ByT5 ids [B, G]; UserError for a prompt or quoted text that does not fit."""
+    ids = [self.tokenizer.encode(p) for p in prompts]
+    for prompt, row in zip(prompts, ids):
+      if len(row) > self.text_buckets[-1]:
+        raise types.UserError(
+          f"prompt {prompt[:40]!r}... has {len(row)} tokens: the model reads at most {self.text_buckets[-1]}"
+        )
+    glyphs = [tokenizers.byt5_ids(tokenizers.find_quoted(p), self.glyph_bytes) for p in prompts]
+    return ids, np.stack(glyphs)
+
+  def sample(
+    self, prompts: Sequence[str], noise_BHWC: np.ndarray, options: Options, *, progress: bool = False
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Draws every prompt from its noise.
+
+    Batches hold prompts of one text bucket and are padded to `options.batch_size`, so that one executable serves
+    each bucket; a picture does not depend on the others of its batch.
+
+    Returns:
+      images [B, height, width, 3] uint8, normalised latents [B, H, W, C] float32.
+    """
+    ids, glyphs = self.tokens(prompts)
+    buckets = [next(b for b in self.text_buckets if len(row) <= b) for row in ids]
+    order = sorted(range(len(prompts)), key=lambda i: buckets[i])
+    latents = np.zeros(noise_BHWC.shape, np.float32)
+    images: list[np.ndarray | None] = [None] * len(prompts)
+    size = min(options.batch_size, len(prompts))
+    bar = tqdm.tqdm(total=len(prompts), desc="sample", unit="img", disable=not progress)
+    for bucket in sorted(set(buckets)):
+      rows = [i for i in order if buckets[i] == bucket]
+      for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        padded = chunk + [chunk[-1]] * (size - len(chunk))
+        batch = {
+          "llm_ids_BL": np.stack([self.tokenizer.pad(ids[i], bucket) for i in padded]),
+          "byt5_ids_BG": glyphs[padded],
+          "noise_BHWC": noise_BHWC[padded],
+        }
+        z_BHWC = self._run(batch, options)
+        image_BHWC = self._decode(self.params, z_BHWC)
+        image_BHWC = np.asarray(jnp.round((image_BHWC + 1) * 127.5)).clip(0, 255).astype(np.uint8)
+        for k, i in enumerate(chunk):
+          latents[i], images[i] = np.asarray(z_BHWC[k]), image_BHWC[k]
+        bar.update(len(chunk))
+    bar.close()
+    return np.stack(images), latents
+
+  def _run(self, batch, options: Options) -> jax.Array:
+    frozen = {k: v for k, v in self.params.items() if k != "dit"}
+    return self._latents(
+      {"dit": self.params["dit"]}, frozen, {"train": batch}, None,
+      num_steps=options.num_steps, solver=options.solver, guidance=options.guidance,
+    )  # fmt: skip
+
+
+def open_pipeline(path: str) -> Pipeline:
+  """Opens a weights folder or a training workdir; UserError says what is missing."""
+  config_path = os.path.join(path, "config.json")
+  if not os.path.exists(config_path):
+    raise types.UserError(f"--workdir {path}: no config.json there; expected a training workdir or a weights folder")
+  try:
+    with open(config_path, encoding="utf-8") as f:
+      config = ml_collections.ConfigDict(_tuples(json.load(f)))
+  except json.JSONDecodeError as e:
+    raise types.UserError(f"{config_path}: not JSON ({e})") from e
+  if "stage" not in config or config.stage.get("name") != "denoise":
+    raise types.UserError(f"--workdir {path}: its config is not of a denoise stage, so it draws no pictures")
+  if os.path.isdir(os.path.join(path, "checkpoints")):
+    return _from_workdir(config, path)
+  stage = open_lib.make_stage(config)
+  params = {
+    name: checkpoint.load_weights(os.path.join(path, f"{name}.safetensors"), _float32(stage.parts()[name].abstract))
+    for name in PARTS
+  }
+  return Pipeline(config, stage, params, os.path.join(path, "tokenizer.model"))
+
+
+def _from_workdir(config: ml_collections.ConfigDict, workdir: str) -> Pipeline:
+  exp = open_lib.open_config(config, workdir)
+  restored = exp.checkpointer.restore(exp.abstract_state)
+  if restored is None:
+    raise types.UserError(f"--workdir {workdir}: no whole checkpoint there yet")
+  params = {"dit": loop.eval_params(restored[0], "dit"), **exp.frozen}
+  return Pipeline(config, exp.stage, params, config.data.tokenizer)
+
+
+def _float32(abstract: types.Params) -> types.Params:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), abstract)
+
+
+@functools.singledispatch
+def _tuples(value):
+  """JSON lists as the tuples configs are made of."""
+  return value
+
+
+@_tuples.register
+def _(value: list):
+  return tuple(_tuples(v) for v in value)
+
+
+@_tuples.register
+def _(value: dict):
+  return {k: _tuples(v) for k, v in value.items()}

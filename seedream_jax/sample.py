@@ -1,0 +1,109 @@
+r"""Draws pictures of prompts.
+
+  python -m seedream_jax.sample --workdir weights/nano --prompt '写着“春”的海报' --prompt 'a panda' --out out.png
+  python -m seedream_jax.sample --workdir W --prompts FILE --out DIR --size 64x96 --steps 25 --guidance 4 --seed 0
+
+`--out` ending in .png writes one sheet (or the single picture), otherwise a folder with one PNG a prompt and
+prompts.json. `--prompts` is a text file, one prompt a line. `--noise FILE.npy` starts from that noise, `--latents-out`
+keeps the final latents.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from seedream_jax import types
+from seedream_jax.eval import report
+from seedream_jax.flow import solvers
+from seedream_jax.run import cli, pipeline
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Training workdir or weights folder.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
+_PROMPTS = flags.DEFINE_string("prompts", "", "Text file, one prompt a line.")
+_OUT = flags.DEFINE_string("out", None, "A .png, or a folder.")
+_SIZE = flags.DEFINE_string("size", "64x64", "HxW in pixels.")
+_STEPS = flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
+_GUIDANCE = flags.DEFINE_float("guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0)
+_SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the starting noise.")
+_NOISE = flags.DEFINE_string("noise", "", ".npy of starting noise [B, H, W, C], float32.")
+_LATENTS_OUT = flags.DEFINE_string("latents-out", "", "Where to keep the final latents, .npy.")
+flags.mark_flags_as_required(["workdir", "out"])
+MAX_NOISE_BYTES = 1 << 30
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """'64x96' -> (64, 96)."""
+  match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+  if not match:
+    raise types.UserError(f"--size {text!r}: expected HxW, e.g. 64x64")
+  return int(match[1]), int(match[2])
+
+
+def read_prompts(given: Sequence[str], path: str) -> list[str]:
+  """Prompts of the flags and of the file."""
+  prompts = list(given)
+  if path:
+    try:
+      with open(path, encoding="utf-8") as f:
+        prompts += [line.strip() for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+      raise types.UserError(f"--prompts {path}: cannot read ({e})") from e
+  if not prompts:
+    raise types.UserError("no prompt: give --prompt TEXT or --prompts FILE")
+  return prompts
+
+
+def load_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
+  """The float32 noise of a .npy file that must have `shape`."""
+  try:
+    if os.path.getsize(path) > MAX_NOISE_BYTES:
+      raise types.UserError(f"--noise {path}: larger than {MAX_NOISE_BYTES} bytes")
+    noise = np.load(path, allow_pickle=False)
+  except (OSError, ValueError) as e:
+    raise types.UserError(f"--noise {path}: not a readable .npy file ({e})") from e
+  if noise.shape != shape:
+    raise types.UserError(f"--noise {path}: shape {noise.shape}, expected {shape} for these prompts and this size")
+  return noise.astype(np.float32)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Entry point."""
+  del argv
+  cli.prepare_jax()
+  size, prompts = parse_size(_SIZE.value), read_prompts(_PROMPT.value, _PROMPTS.value)
+  model = pipeline.open_pipeline(_WORKDIR.value)
+  model.check_size(size)
+  model.tokens(prompts)  # fail before drawing
+  noise = model.noise(range(len(prompts)), size, _SEED.value)
+  if _NOISE.value:
+    noise = load_noise(_NOISE.value, noise.shape)
+  options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
+  try:
+    os.makedirs(os.path.dirname(os.path.abspath(_OUT.value)), exist_ok=True)
+  except OSError as e:
+    raise types.UserError(f"--out {_OUT.value}: cannot write there ({e.strerror})") from e
+  images, latents = model.sample(prompts, noise, options, progress=True)
+  if _LATENTS_OUT.value:
+    np.save(_LATENTS_OUT.value, latents)
+  if not _OUT.value.endswith(".png"):
+    os.makedirs(_OUT.value, exist_ok=True)
+    for i, image in enumerate(images):
+      Image.fromarray(image).save(os.path.join(_OUT.value, f"{i:05d}.png"))
+    with open(os.path.join(_OUT.value, "prompts.json"), "w", encoding="utf-8") as f:
+      json.dump(prompts, f, ensure_ascii=False, indent=1)
+  elif len(images) == 1:
+    Image.fromarray(images[0]).save(_OUT.value)
+  else:
+    report.sheet(_OUT.value, images, prompts)
+  print(json.dumps({"images": len(images), "out": _OUT.value}))
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)
