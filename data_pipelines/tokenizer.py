@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
   """Entry point."""
   del argv
   if _VOCAB_SIZE.value < 512:
-    raise types.UserError(f"--vocab_size {_VOCAB_SIZE.value}: 256 byte pieces need room; use at least 512")
+    raise types.UserError(
+      f"--vocab_size {_VOCAB_SIZE.value}: 256 byte pieces need room; use at least 512"
+    )
   texts = []
   for captions in records.iterate_captions(_DATA.value, _MAX_RECORDS.value):
     texts.extend(captions)

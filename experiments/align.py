@@ -20,27 +20,52 @@ PRESETS = {
 
 def get_config(arg=None):
   arg = common.parse_arg(
-    arg, presets=tuple(PRESETS), mode="lm", data="out/posters", tokenizer="weights/nano/tokenizer.model", init="none"
+    arg,
+    presets=tuple(PRESETS),
+    mode="lm",
+    data="out/posters",
+    tokenizer="weights/nano/tokenizer.model",
+    init="none",
+    steps=0,
   )
   if arg.mode not in ("lm", "pair", "glyph"):
     raise ValueError(f"mode={arg.mode}: expected lm, pair or glyph")
   preset, nano = PRESETS[arg.preset], arg.preset == "nano"
   config = common.base()
-  config.stage = dict(name="align", mode=arg.mode)
-  config.model = dict(llm=dict(variant=preset["llm"])) if arg.mode != "glyph" else dict(byt5=dict(variant=preset["byt5"]))
+  tower = "nano" if nano else "small"
+  llm = dict(variant=preset["llm"])
+  config.stage, config.model = {
+    "lm": (dict(), dict(llm=llm)),
+    "pair": (dict(lm_weight=0.5), dict(llm=llm, tower=dict(variant=tower))),
+    "glyph": (
+      dict(hard_weight=1.0),
+      dict(byt5=dict(variant=preset["byt5"]), glyph_tower=dict(variant=tower)),
+    ),
+  }[arg.mode]
+  config.stage.update(name="align", mode=arg.mode)
   config.init.path = "" if arg.init == "none" else arg.init
   config.init.allow_missing_players = "tower"  # pair mode starts its picture tower fresh
   config.data.tokenizer = arg.tokenizer
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 100 if nano else 1_000
-  config.sharding.mesh = dict(data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1)
-  config.train.total_steps = preset["steps"][arg.mode]
-  config.train.export_dtype = "float32"
-  features = dict(lm=("id_B", "llm_ids_BL"), pair=("id_B", "image_BHWC", "llm_ids_BL"))
-  stream = dict(batch_size=preset["batch"], features=features.get(arg.mode, ()))
-  config.data.streams = dict(
-    train=dict(sources=((f"{arg.data}:train", 1.0),), seed=0, **stream),
-    val=dict(sources=((f"{arg.data}:val", 1.0),), seed=0, **stream),
+  config.sharding.mesh = dict(
+    data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1
   )
-  config.eval.evaluators = dict(val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=4))
+  config.train.total_steps = arg.steps or preset["steps"][arg.mode]
+  config.train.export_dtype = "float32"
+  if arg.mode == "glyph":
+    stream = dict(batch_size=preset["batch"] // 8, seed=0, glyph_bytes=8 if nano else 64)
+    config.data.streams = {s: dict(source=f"{arg.data}:{s}", **stream) for s in ("train", "val")}
+    config.data.tokenizer = ""
+  else:
+    features = ("id_B", "llm_ids_BL") + (("image_BHWC",) if arg.mode == "pair" else ())
+    stream = dict(
+      batch_size=preset["batch"], features=features, seed=0, text_buckets=(16, 32, 64, 256)
+    )
+    config.data.streams = {
+      s: dict(sources=((f"{arg.data}:{s}", 1.0),), **stream) for s in ("train", "val")
+    }
+  config.eval.evaluators = dict(
+    val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=4)
+  )
   return config

@@ -16,11 +16,14 @@ PRESETS = {
 
 
 def get_config(arg=None):
-  arg = common.parse_arg(arg, presets=tuple(PRESETS), data="out/posters")
+  arg = common.parse_arg(arg, presets=tuple(PRESETS), data="out/posters", steps=0)
   preset, nano = PRESETS[arg.preset], arg.preset == "nano"
+  steps = arg.steps or preset["steps"]
   config = common.base()
   config.stage = dict(name="autoencode", adversary_start_percent=96.0)
-  config.model = dict(vae=dict(variant=preset["vae"]), critic=dict(variant="nano" if nano else "base"))
+  config.model = dict(
+    vae=dict(variant=preset["vae"]), critic=dict(variant="nano" if nano else "base")
+  )
   stream = dict(features=("id_B", "image_BHWC"), batch_size=preset["batch"])
   config.data.streams = dict(
     train=dict(sources=((f"{arg.data}:train", 1.0),), seed=0, **stream),
@@ -28,13 +31,24 @@ def get_config(arg=None):
   )
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 100 if nano else 1_000
-  config.optim.trainable = (("stats/.*", False), (".*", True))  # running moments, assigned by the stage
+  config.optim.trainable = (
+    ("stats/.*", False),
+    (".*", True),
+  )  # running moments, assigned by the stage
   config.optim.ema = dict(eval=(".*", 0.998 if nano else 0.9999))
-  config.optim.players = dict(critic=dict(
-      lr=preset["lr"] / 2, b1=0.5, ema=dict(), trainable=((".*", True),), start_steps=int(0.95 * preset["steps"])
-    ))
-  config.sharding.mesh = dict(data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1)
-  config.train.total_steps = preset["steps"]
+  config.optim.players = dict(
+    critic=dict(
+      lr=preset["lr"] / 2,
+      b1=0.5,
+      ema=dict(),
+      trainable=((".*", True),),
+      start_steps=int(0.95 * steps),
+    )
+  )
+  config.sharding.mesh = dict(
+    data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1
+  )
+  config.train.total_steps = steps
   config.train.export_dtype = "float32"
   config.eval.evaluators = dict(
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=4),

@@ -27,7 +27,10 @@ def parse_arg(arg: str | None, presets: tuple[str, ...], **defaults):
     else:
       valid = (*presets, *(f"{k}=" for k in defaults))
       near = difflib.get_close_matches(item, valid, n=1)
-      raise ValueError(f"{item!r} is no preset or option; valid: {', '.join(valid)}" + (f"; nearest: {near[0]}" if near else ""))
+      raise ValueError(
+        f"{item!r} is no preset or option; valid: {', '.join(valid)}"
+        + (f"; nearest: {near[0]}" if near else "")
+      )
   return out
 
 
@@ -38,7 +41,9 @@ def base():
   config.stage = config_dict.create(name=config_dict.required_placeholder(str))
   config.model = config_dict.ConfigDict()
   config.frozen = config_dict.ConfigDict()  # part -> weights folder
-  config.init = config_dict.create(path="", allow_missing=(), allow_extra=(), allow_missing_players="")
+  config.init = config_dict.create(
+    path="", allow_missing=(), allow_extra=(), allow_missing_players=""
+  )
   config.data = config_dict.create(
     tokenizer="",
     streams=config_dict.ConfigDict(),
@@ -60,8 +65,8 @@ def base():
     ema=config_dict.ConfigDict(),
     players=config_dict.ConfigDict(),
   )
-  config.sharding = config_dict.create(
-    mesh=dict(data=-1, fsdp=1, tensor=1, context=1), rules=SHARDING_RULES
+  config.sharding = config_dict.create(  # num_devices: the first so many; 0 = all
+    mesh=dict(data=-1, fsdp=1, tensor=1, context=1), num_devices=0, rules=SHARDING_RULES
   )
   config.train = config_dict.create(
     total_steps=10_000,

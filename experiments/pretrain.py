@@ -33,7 +33,14 @@ PRESETS = {
 
 def get_config(arg=None):
   arg = common.parse_arg(
-    arg, presets=tuple(PRESETS), data="out/posters", weights="weights/nano", init="none", content="image", rope="area"
+    arg,
+    presets=tuple(PRESETS),
+    data="out/posters",
+    weights="weights/nano",
+    init="none",
+    content="image",
+    rope="area",
+    steps=0,
   )
   preset, nano = PRESETS[arg.preset], arg.preset == "nano"
   config = common.base()
@@ -70,8 +77,10 @@ def get_config(arg=None):
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 200 if nano else 2_000
   config.optim.ema = dict(eval=(".*", 0.999 if nano else 0.9999))
-  config.sharding.mesh = dict(data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1)
-  config.train.total_steps = preset["steps"]
+  config.sharding.mesh = dict(
+    data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1
+  )
+  config.train.total_steps = arg.steps or preset["steps"]
   config.train.frozen_dtype = preset["dtype"]
   config.ckpt.every_steps = 500 if nano else 2_000
   config.eval.every_steps = 500 if nano else 5_000

@@ -22,7 +22,9 @@ from ml_collections import config_flags
 from seedream_jax import types
 from seedream_jax.run import cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. experiments/recipes/nano.py", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Recipe, e.g. experiments/recipes/nano.py", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the stages' workdirs and data go.")
 _UNTIL = flags.DEFINE_string("until", None, "Stop after the step of this name.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -54,7 +56,9 @@ def check_gates(name: str, gates: Sequence[Sequence], result: dict) -> dict:
   seen = {}
   for metric, bound in gates:
     if metric not in result:
-      raise types.UserError(f"recipe step {name}: its command printed no {metric!r}; it printed {sorted(result)}")
+      raise types.UserError(
+        f"recipe step {name}: its command printed no {metric!r}; it printed {sorted(result)}"
+      )
     value = result[metric]
     if not value >= bound:
       raise types.UserError(f"gate {name}: {metric} = {value:.4f}, needs >= {bound}")
@@ -66,10 +70,12 @@ def main(argv: Sequence[str]) -> int:
   """Entry point."""
   del argv
   workdir = os.path.abspath(_WORKDIR.value)
-  try:
-    os.makedirs(workdir, exist_ok=True)
-  except OSError as e:
-    raise types.UserError(f"--workdir {workdir}: cannot write there ({e.strerror})") from e
+  with cli.claim(workdir):
+    return run_recipe(workdir)
+
+
+def run_recipe(workdir: str) -> int:
+  """Runs or skips every step; the exit code."""
   steps = _CONFIG.value.steps
   names = [s["name"] for s in steps]
   if _UNTIL.value and _UNTIL.value not in names:
@@ -90,13 +96,23 @@ def main(argv: Sequence[str]) -> int:
       start = time.time()
       result = run_step(command, workdir)
       gates = check_gates(name, step["gates"], result)
-      log[name] = {"key": key, "command": command, "seconds": time.time() - start, "gates": gates, "result": result}
+      log[name] = {
+        "key": key,
+        "command": command,
+        "seconds": time.time() - start,
+        "gates": gates,
+        "result": result,
+      }
       with open(log_path + ".tmp", "w") as f:
         json.dump(log, f, indent=1, ensure_ascii=False)
       os.replace(log_path + ".tmp", log_path)
     if name == _UNTIL.value:
       break
-  print(json.dumps({n: log[n]["gates"] for n in names if n in log and log[n]["gates"]}, ensure_ascii=False))
+  print(
+    json.dumps(
+      {n: log[n]["gates"] for n in names if n in log and log[n]["gates"]}, ensure_ascii=False
+    )
+  )
   return 0
 
 

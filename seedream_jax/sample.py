@@ -28,7 +28,9 @@ _PROMPTS = flags.DEFINE_string("prompts", "", "Text file, one prompt a line.")
 _OUT = flags.DEFINE_string("out", None, "A .png, or a folder.")
 _SIZE = flags.DEFINE_string("size", "64x64", "HxW in pixels.")
 _STEPS = flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
-_GUIDANCE = flags.DEFINE_float("guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0)
+_GUIDANCE = flags.DEFINE_float(
+  "guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0
+)
 _SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the starting noise.")
 _NOISE = flags.DEFINE_string("noise", "", ".npy of starting noise [B, H, W, C], float32.")
@@ -68,7 +70,9 @@ def load_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
   except (OSError, ValueError) as e:
     raise types.UserError(f"--noise {path}: not a readable .npy file ({e})") from e
   if noise.shape != shape:
-    raise types.UserError(f"--noise {path}: shape {noise.shape}, expected {shape} for these prompts and this size")
+    raise types.UserError(
+      f"--noise {path}: shape {noise.shape}, expected {shape} for these prompts and this size"
+    )
   return noise.astype(np.float32)
 
 
@@ -100,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
   elif len(images) == 1:
     Image.fromarray(images[0]).save(_OUT.value)
   else:
-    report.sheet(_OUT.value, images, prompts)
+    report.sample_sheet(report.Sheet("", list(images), prompts)).save(_OUT.value)
   print(json.dumps({"images": len(images), "out": _OUT.value}))
   return 0
 

@@ -14,7 +14,9 @@ from ml_collections import config_flags
 from seedream_jax.engine import distributed
 from seedream_jax.run import cli, loop
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. experiments/pretrain.py:nano", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment, e.g. experiments/pretrain.py:nano", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and samples go.")
 flags.mark_flags_as_required(["config", "workdir"])
 

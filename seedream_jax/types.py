@@ -55,7 +55,9 @@ class Loss(NamedTuple):
   total: jax.Array  # sum over examples, f32 scalar
   weight: jax.Array  # what `total` is divided by, f32 scalar
   metrics: dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
-  assign: dict[str, jax.Array]  # path in the player's tree -> new value, for leaves without gradient
+  assign: dict[
+    str, jax.Array
+  ]  # path in the player's tree -> new value, for leaves without gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Part:
 
     def init(rng: jax.Array) -> Params:
       params = nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=rng)), nnx.Param))
-      return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+      return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+      )
 
     module = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
     graphdef, _ = nnx.split(module, nnx.Param)
@@ -91,8 +95,12 @@ class TrainState:
   step: jax.Array  # int32 scalar, steps done
   params: dict[str, Params]  # {player: tree}, fp32 master
   opt: dict[str, Any]  # {player: optimiser state over its trained leaves}
-  ema: dict[str, dict[str, Params]]  # {player: {name: {flat path: array}}} over the leaves the name's regex selects
-  bad_steps: jax.Array  # int32 scalar, consecutive updates skipped for a non-finite loss or gradient
+  ema: dict[
+    str, dict[str, Params]
+  ]  # {player: {name: {flat path: array}}} over the leaves the name's regex selects
+  bad_steps: (
+    jax.Array
+  )  # int32 scalar, consecutive updates skipped for a non-finite loss or gradient
 
 
 class Stage(Protocol):

@@ -332,7 +332,8 @@ _NOT_A_THING = re.compile(
   r"umbrella_on|urn|scroll|party|confetti|splatter|stadium|derelict|office|factory|building|"
   r"ballot|boar|bug$|worm|cockroach|fly$|mosquito|crescent$|love-you|linked|fluttering|ice_skate|pawn"
   r"|sauropod|suspension|utility|shower|chains|fireworks|prints|eyes|beans|berries|socks|shorts"
-  r"|beads|bags|shoes|sunglasses|maracas|roller_skate|black_nib|sewing|mate$|oden"
+  r"|beads|bags|shoes|sunglasses|maracas|roller_skate|shooting|motorway|desert$|railway_track"
+  r"|black_nib|sewing|mate$|oden"
 )
 
 _PLURALS = {

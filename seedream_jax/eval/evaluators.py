@@ -1,7 +1,8 @@
-"""Evaluators inside the training loop: they get predict functions and a stream of batches, never a model.
+"""Evaluators inside the training loop: predict functions and batches in, numbers and pictures out.
 
-`config.eval.evaluators` names them: {name: dict(kind="ValLoss", predict="val_loss", stream="val", ...)}. The
-loop calls `run` every `config.eval.every_steps` with EMA weights where the run keeps an `eval` EMA.
+`config.eval.evaluators` names them: {name: dict(kind="ValLoss", predict="val_loss", stream="val",
+...)}. The loop calls `run` every `config.eval.every_steps` with EMA weights where the run keeps an
+`eval` EMA.
 
 Dimension key: B batch, H W latent height, width, C channels, L LLM tokens.
 """
@@ -59,7 +60,9 @@ class ValLoss:
   Sums may be vectors: each slot is reported too, as the eight timesteps of a denoiser's loss are.
   """
 
-  def __init__(self, name: str, predict_fn: PredictFn, stream: Stream, *, batches: int = 8, seed: int = 0):
+  def __init__(
+    self, name: str, predict_fn: PredictFn, stream: Stream, *, batches: int = 8, seed: int = 0
+  ):
     self._name, self._stream, self._batches, self._seed = name, stream, batches, seed
     self._fn = jax.jit(predict_fn)
 
@@ -74,7 +77,11 @@ class ValLoss:
     total, weight = (np.sum(x, axis=0, dtype=np.float64) for x in zip(*jax.device_get(sums)))
     out = {f"{self._name}/loss": float(total.sum() / max(weight.sum(), 1e-8))}
     if np.ndim(total):
-      out |= {f"{self._name}/loss_{k}": float(t / w) for k, (t, w) in enumerate(zip(total, weight)) if w > 0}
+      out |= {
+        f"{self._name}/loss_{k}": float(t / w)
+        for k, (t, w) in enumerate(zip(total, weight))
+        if w > 0
+      }
     return out
 
 
@@ -162,10 +169,14 @@ def make_all(
     stream = options.pop("stream", "val")
     if kind is SampleGrid:
       options["decode"] = decode
-    takes = [p for p in inspect.signature(kind).parameters if p not in ("name", "predict_fn", "stream")]
+    takes = [
+      p for p in inspect.signature(kind).parameters if p not in ("name", "predict_fn", "stream")
+    ]
     for option in options:
       _known(where, option, dict.fromkeys(takes))
-    needs = [p for p in takes if inspect.signature(kind).parameters[p].default is inspect.Parameter.empty]
+    needs = [
+      p for p in takes if inspect.signature(kind).parameters[p].default is inspect.Parameter.empty
+    ]
     for option in needs:
       if option not in options:
         raise types.UserError(f"{where}: {kind.__name__} needs {option}")

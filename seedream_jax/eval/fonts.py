@@ -20,16 +20,24 @@ def find(family: str, style: str = "Regular") -> tuple[str, int]:
   """(file, index in the collection) of an installed family."""
   package = _PACKAGES.get(family, "a package with this font")
   if shutil.which("fc-match") is None:
-    raise types.UserError(f"font {family!r}: fc-match is missing; apt-get install fontconfig {package}")
+    raise types.UserError(
+      f"font {family!r}: fc-match is missing; apt-get install fontconfig {package}"
+    )
   query = ["fc-match", "--format", "%{file}\n%{index}\n%{family}", f"{family}:style={style}"]
-  file, index, found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
+  file, index, found = subprocess.run(
+    query, capture_output=True, text=True, check=True
+  ).stdout.split("\n")
   if family not in found.split(","):  # fontconfig always answers, with its default if need be
-    raise types.UserError(f"font {family!r} is not installed (nearest: {found}); apt-get install {package}")
+    raise types.UserError(
+      f"font {family!r} is not installed (nearest: {found}); apt-get install {package}"
+    )
   return file, int(index) & 0xFFFF  # the high bits number a variable font's instance
 
 
 @functools.cache
-def load(family: str, size: int, style: str = "Regular", *, shaped: bool = False) -> ImageFont.FreeTypeFont:
+def load(
+  family: str, size: int, style: str = "Regular", *, shaped: bool = False
+) -> ImageFont.FreeTypeFont:
   """The family at a pixel size; `shaped` joins ZWJ sequences and needs Pillow's Raqm."""
   file, index = find(family, style)
   engine = ImageFont.Layout.RAQM if shaped else ImageFont.Layout.BASIC

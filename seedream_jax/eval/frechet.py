@@ -1,7 +1,7 @@
-"""Frechet distance between Gaussians fitted to features: the FD-judge, on a judge classifier's features.
+"""Frechet distance between Gaussians fitted to features: the FD-judge, on a classifier's features.
 
-Dimension key: N images, F features. Never called FID: that name belongs to Inception features. Reference:
-Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
+Dimension key: N images, F features. Never called FID: that name belongs to Inception features.
+Reference: Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,13 +26,16 @@ def moments(features_NF: np.ndarray) -> Moments:
   features_NF = np.asarray(features_NF, np.float64)
   if features_NF.ndim != 2 or len(features_NF) < 2:
     raise ValueError(f"moments need at least two rows of features; got shape {features_NF.shape}")
-  return Moments(features_NF.mean(0), np.atleast_2d(np.cov(features_NF, rowvar=False)), len(features_NF))
+  return Moments(
+    features_NF.mean(0), np.atleast_2d(np.cov(features_NF, rowvar=False)), len(features_NF)
+  )
 
 
 def distance(a: Moments, b: Moments) -> float:
   """|m_a - m_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a^1/2 C_b C_a^1/2)^1/2).
 
-  The symmetric form keeps every root real, where sqrtm(C_a C_b) may turn complex on singular covariances.
+  The symmetric form keeps every root real, where sqrtm(C_a C_b) may turn complex on singular
+  covariances.
   """
   if a.mean_F.shape != b.mean_F.shape:
     raise ValueError(f"feature sizes differ: {a.mean_F.shape} and {b.mean_F.shape}")
@@ -49,13 +52,16 @@ def features(
   return np.concatenate([np.asarray(features_fn(batch), np.float32) for batch in batches])
 
 
-def fd_judge(features_NF: np.ndarray, reference: Moments, *, floor_NF: np.ndarray) -> dict[str, object]:
+def fd_judge(
+  features_NF: np.ndarray, reference: Moments, *, floor_NF: np.ndarray
+) -> dict[str, object]:
   """The distance as a ratio to that of real, held-out images: 1 = as close as real images are.
 
   Args:
     features_NF: of the images judged.
     reference: moments of the fixed reference set.
-    floor_NF: features of real images outside the reference; cut to the same n, for the bias is of order 1/n.
+    floor_NF: features of real images outside the reference; cut to the same n, for the bias is of
+      order 1/n.
   """
   n = min(len(features_NF), len(floor_NF))
   value, floor = (distance(moments(x[:n]), reference) for x in (features_NF, floor_NF))

@@ -1,10 +1,11 @@
 """What an image shows against what its prompt asked: text, subjects, count, places, sizes, colours.
 
-Judges are never a reward and never a rater: no stage imports this file. Text metrics follow Seedream 2.0
-(arXiv 2503.07703), Sec. 5: R_a = 1 - N_e/N (never clipped: insertions count), R_h = N_c/N, availability.
+Judges are never a reward and never a rater: no stage imports this file. Text metrics follow
+Seedream 2.0 (arXiv 2503.07703), Sec. 5: R_a = 1 - N_e/N (never clipped: insertions count), R_h =
+N_c/N, availability.
 
-An outcome is a (numerator, denominator) pair, so that a metric is a ratio of sums over images. Names are
-group/.../detail, and a detail's parent holds the same outcomes and more.
+An outcome is a (numerator, denominator) pair, so that a metric is a ratio of sums over images.
+Names are group/.../detail, and a detail's parent holds the same outcomes and more.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from seedream_jax.eval import matched, ocr, pixels, templates
 
 COUNT_LEAST = 0.65  # matched-filter score from which a subject counts as drawn
-FOUND_LEAST = 0.5  # score from which the best matches are asked whether they are the subjects wanted
+FOUND_LEAST = 0.5  # score from which a match may be one of the subjects wanted
 PLACE_SLACK = 0.05  # of the image's side: how far a centre may stray over its region's border
 
 Scene = Mapping[str, Any]
@@ -65,7 +66,9 @@ class Judges:
       scene = prompt["scene"]
       outcomes = dict(self._pictured(image, scene, prompt["lang"]))
       if reading is not None:
-        outcomes |= text_outcomes(ocr.fold(scene["text"]["content"]), reading, scene["text"]["lang"])
+        outcomes |= text_outcomes(
+          ocr.fold(scene["text"]["content"]), reading, scene["text"]["lang"]
+        )
       out.append(outcomes)
     if self._classify_fn is not None:
       self._classify(images, prompts, out)
@@ -120,8 +123,9 @@ def score_text(target: str, reading: str) -> TextScore:
 
 
 def align(target: str, reading: str) -> tuple[int, int]:
-  """(edit distance, characters matched): of the alignments with the fewest edits, one with the most matches."""
-  row = [(j, 0) for j in range(len(reading) + 1)]  # (edits, -matches) between target[:i] and reading[:j]
+  """(edit distance, characters matched): fewest edits first, then most matches."""
+  # row[j]: (edits, -matches) between target[:i] and reading[:j].
+  row = [(j, 0) for j in range(len(reading) + 1)]
   for i, want in enumerate(target, 1):
     diagonal, row[0] = row[0], (i, 0)
     for j, got in enumerate(reading, 1):
@@ -163,7 +167,9 @@ def subject_outcomes(
   best = list(found[: len(want)])
   tags = (lang, str(len(want)))
   yield from _shares(f"{prefix}subject", sorted(d.emoji for d in best) == names, tags)
-  yield from _shares(f"{prefix}count", sum(d.score >= COUNT_LEAST for d in found) == len(want), tags)
+  yield from _shares(
+    f"{prefix}count", sum(d.score >= COUNT_LEAST for d in found) == len(want), tags
+  )
   yield from _shares(f"{prefix}place", _all_placed(best, want, size), tags)
   if scene["counterfactual"]:
     longest = {d.emoji: d.size for d in best}
@@ -173,7 +179,7 @@ def subject_outcomes(
 
 
 def text_zone(scene: Scene) -> tuple[int, int, int, int]:
-  """[y0, x0, y1, x1) of the zone that a prompt names: the scene's own, else the half its place says."""
+  """[y0, x0, y1, x1) of the zone a prompt names: the scene's own, else the half of its place."""
   (height, width), text = scene["size"], scene["text"]
   if text.get("zone") is not None:
     y0, x0, y1, x1 = text["zone"]

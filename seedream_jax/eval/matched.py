@@ -1,17 +1,18 @@
-"""Subject, size and place by matched filter: what is drawn where, with no trained weights to be fooled.
+"""Subject, size and place by matched filter: what is drawn where, with no weights to be fooled.
 
-The image minus its background is correlated with every sprite minus that same background, at every size and
-place. A score is the normalised correlation over the sprite's own support: 1 is a perfect copy at any
-contrast. Of two matches the one with more merit wins, the energy it explains times score^2, so that a small
-sprite that fits a part does not beat the whole. A pass at half resolution proposes, one at full resolution
-decides; each subject found is taken out of the residual before the next is sought.
+The image minus its background is correlated with every sprite minus that same background, at every
+size and place. A score is the normalised correlation over the sprite's own support: 1 is a perfect
+copy at any contrast. Of two matches the one with more merit wins, the energy it explains times
+score^2, so that a small sprite that fits a part does not beat the whole. A pass at half resolution
+proposes, one at full resolution decides; each subject found is taken out of the residual before the
+next is sought.
 
 Dimension key: N images, K subjects, H W pixels, Y X window places, 4 premultiplied RGBA.
 """
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,10 @@ from seedream_jax.eval import ocr, pixels, templates
 BASE = 64  # the judge's own resolution: larger images are averaged down by a whole factor
 COARSE = 2
 PAD = 4  # a subject may hang over the edge by this many pixels
-MAX_PLACES = 6  # examined per image
+MAX_PLACES = 4  # examined per scan
+MAX_SUBJECTS = 8
 FINALISTS = 6  # subjects compared at full resolution per place
+LEAST_ENERGY = 3.0  # of a residual worth a scan; the faintest sprite at 20 px holds about 5
 MIN_GAIN = 0.3  # least contrast of a match, as a share of the sprite's own
 _LEAST = 0.35  # score under which nothing is a match
 
@@ -64,6 +67,9 @@ class _Match(NamedTuple):
   size: int
 
 
+_NO_MATCH = _Match(0, 0.0, 0.0, 0, 0, 1)
+
+
 class MatchedFilter:
   """Finds which of `emojis` stand where."""
 
@@ -91,7 +97,7 @@ class MatchedFilter:
     Args:
       image_HW3: uint8.
       style: how subjects are drawn, as the prompt says.
-      text_box: [y0, x0, y1, x1] where the prompt wants text; what is drawn there in one colour is no subject.
+      text_box: [y0, x0, y1, x1] where the prompt wants text; ink of one colour there is no subject.
       least: the score to reach.
     """
     height, width = image_HW3.shape[:2]
@@ -101,21 +107,34 @@ class MatchedFilter:
     residual = image - ground
     if text_box is not None:
       residual = _without_text(residual, [v // factor for v in text_box])
-    fine = _layers(residual, ground, PAD)
-    coarse = _layers(_shrink(residual, COARSE), _shrink(ground, COARSE), PAD // COARSE)
-    # Lazily greedy: coarse merit stands in for the fine one until its place comes to the head of the queue.
-    queue = [(merit, None, place) for merit, *place in _peaks(*self._scan(coarse, style))]
+    layers = _layers(residual, ground)
+    found: list[_Match] = []
+    while layers.energy.sum() >= LEAST_ENERGY and len(found) < MAX_SUBJECTS:
+      new = self._round(layers, style, least)
+      if not new:
+        break
+      found += new
+    found.sort(key=lambda match: -match.score)
+    return [self._report(match, factor) for match in found]
+
+  def _round(self, layers: _Layers, style: str, least: float) -> list[_Match]:
+    """Takes out of `layers` the matches that one coarse scan proposes, those of most merit first.
+
+    Lazily greedy: coarse merit stands in for the fine one until its place comes to the head of the
+    queue. What a strong subject hid from the scan is for the next round.
+    """
+    queue = [(merit, None, place) for merit, *place in _peaks(*self._scan(layers, style))]
     found = []
-    while queue:
+    while queue and layers.energy.sum() >= LEAST_ENERGY:
       queue.sort(key=lambda entry: entry[0])
       _, match, place = queue.pop()
       if match is None:
-        match = self._decide(fine, *place, style)
+        match = self._decide(layers, *place, style)
         if match.score >= least:
           queue.append((match.merit, match, place))
         continue
-      found.append(self._report(match, factor))
-      self._take_out(fine, match, style)
+      found.append(match)
+      self._take_out(layers, match, style)
       queue = [(merit, None, place) for merit, _, place in queue]
     return found
 
@@ -130,6 +149,7 @@ class MatchedFilter:
 
   def _scan(self, layers: _Layers, style: str) -> tuple[np.ndarray, np.ndarray]:
     """Best merit of each subject centred on each coarse pixel, and the size it has there."""
+    layers = _coarser(layers)
     height, width = layers.ground.shape[:2]
     best_KYX = np.zeros((len(self.emojis), height, width), np.float32)
     size_KYX = np.zeros(best_KYX.shape, np.int16)
@@ -144,22 +164,38 @@ class MatchedFilter:
     return best_KYX, size_KYX
 
   def _decide(
-    self, layers: _Layers, center: tuple[int, int], candidates: Sequence[tuple[int, int]], style: str
+    self,
+    layers: _Layers,
+    center: tuple[int, int],
+    candidates: Sequence[tuple[int, int]],
+    style: str,
   ) -> _Match:
     """The best match near a coarse proposal, at full resolution."""
     by_size: dict[int, list[int]] = {}
     for k, coarse_size in candidates:
       for size in range(coarse_size * COARSE - 2, coarse_size * COARSE + 3):
         by_size.setdefault(size, []).append(k)
-    best = _Match(0, 0.0, 0.0, 0, 0, 1)
+    middle = (center[0] * COARSE, center[1] * COARSE)
+    best, polished = _NO_MATCH, self._best_of(layers, middle, by_size, style)
+    while polished.merit > best.merit:  # the winner alone may still grow or shrink
+      best = polished
+      middle = (best.top + best.size // 2, best.left + best.size // 2)
+      near = {size: [best.k] for size in range(best.size - 2, best.size + 3)}
+      polished = self._best_of(layers, middle, near, style)
+    return best
+
+  def _best_of(
+    self, layers: _Layers, middle: tuple[int, int], by_size: Mapping[int, list[int]], style: str
+  ) -> _Match:
+    """The match of most merit within two pixels of `middle`, of the subjects listed by size."""
+    best, banks = _NO_MATCH, self._banks(style)[1]
     for size, members in by_size.items():
-      y0, x0 = (max(c * COARSE - size // 2 - 2, 0) for c in center)
+      y0, x0 = (max(c - size // 2 - 2, 0) for c in middle)
       window = np.s_[y0 : y0 + size + 4, x0 : x0 + size + 4]
       patch = _Layers(*(x[window] for x in layers))
-      if min(patch.ground.shape[:2]) < size:
+      if size not in banks or min(patch.ground.shape[:2]) < size:
         continue
-      bank = self._banks(style)[1][size]
-      merit, scores = _correlate(patch, _Bank(size, *(x[..., members] for x in bank[1:])))
+      merit, scores = _correlate(patch, _Bank(size, *(x[..., members] for x in banks[size][1:])))
       at = y, x, member = np.unravel_index(merit.argmax(), merit.shape)
       if merit[at] > best.merit:
         top, left = int(y0 + y), int(x0 + x)
@@ -169,7 +205,7 @@ class MatchedFilter:
   def _take_out(self, layers: _Layers, match: _Match, style: str) -> None:
     """Zeroes the residual under a match, rim included."""
     support = self._banks(style)[1][match.size].support[:, match.k].reshape(match.size, match.size)
-    rows, columns = slice(match.top, match.top + match.size), slice(match.left, match.left + match.size)
+    rows, columns = (slice(at, at + match.size) for at in (match.top, match.left))
     layers.stack[rows, columns] *= (1.0 - support)[..., None]
     layers.energy[rows, columns] *= 1.0 - support
 
@@ -192,20 +228,26 @@ def _bank(rgba_KHW4: np.ndarray, rim: int) -> _Bank:
   )
 
 
-def _layers(residual_HW3: np.ndarray, ground_HW3: np.ndarray, pad: int) -> _Layers:
+def _layers(residual_HW3: np.ndarray, ground_HW3: np.ndarray) -> _Layers:
   residual, ground = residual_HW3 / 255.0, ground_HW3 / 255.0
-  around = ((pad, pad), (pad, pad), (0, 0))
+  around = ((PAD, PAD), (PAD, PAD), (0, 0))
   tied = -(residual * ground).sum(-1, keepdims=True)
   stack = np.pad(np.concatenate([residual, tied], -1), around).astype(np.float32)
   energy = np.square(stack[..., :3]).sum(-1)
   return _Layers(stack, energy, np.pad(ground, around, mode="edge").astype(np.float32))
 
 
+def _coarser(layers: _Layers) -> _Layers:
+  stack = _shrink(layers.stack, COARSE)
+  return _Layers(stack, np.square(stack[..., :3]).sum(-1), _shrink(layers.ground, COARSE))
+
+
 def _correlate(layers: _Layers, bank: _Bank) -> tuple[np.ndarray, np.ndarray]:
   """(merit, score) of each subject at each place, both [Y, X, K]; 0 where the contrast is too low.
 
-  With alpha a, premultiplied colour c, ground b and residual d, the template is t = c - a b. So <d, t> =
-  <d, c> + <-d . b, a> is one matmul, and |t|^2 = |c|^2 - 2 b . <c, a> + |b|^2 |a|^2 needs only b.
+  With alpha a, premultiplied colour c, ground b and residual d, the template is t = c - a b. So
+  <d, t> = <d, c> + <-d . b, a> is one matmul, and |t|^2 = |c|^2 - 2 b . <c, a> + |b|^2 |a|^2
+  needs only b.
   """
   size = bank.size
   windows = np.lib.stride_tricks.sliding_window_view(layers.stack, (size, size), axis=(0, 1))
@@ -213,9 +255,11 @@ def _correlate(layers: _Layers, bank: _Bank) -> tuple[np.ndarray, np.ndarray]:
   rows, columns = energy.shape[:2]
   middle = layers.ground[size // 2 :, size // 2 :][:rows, :columns]
   square = np.square(middle).sum(-1, keepdims=True)
-  power = bank.power[None, None, :] - 2.0 * (middle @ bank.cross) + square * bank.alpha[None, None, :]
+  power = (
+    bank.power[None, None, :] - 2.0 * (middle @ bank.cross) + square * bank.alpha[None, None, :]
+  )
   power = np.maximum(power, 1e-3)
-  # Cauchy-Schwarz: where the whole window holds less energy than this, no template reaches its contrast.
+  # Cauchy-Schwarz: in a window that holds less energy, no template reaches its contrast.
   busy = energy.sum((2, 3)) >= MIN_GAIN**2 * power.min(-1)
   merit, scores = np.zeros(power.shape, np.float32), np.zeros(power.shape, np.float32)
   if busy.any():
@@ -231,7 +275,7 @@ def _correlate(layers: _Layers, bank: _Bank) -> tuple[np.ndarray, np.ndarray]:
 def _peaks(
   best_KYX: np.ndarray, size_KYX: np.ndarray
 ) -> Iterator[tuple[float, tuple[int, int], list[tuple[int, int]]]]:
-  """Yields (merit, (y, x), [(subject, coarse size)]) for the places where some subject matches, best first."""
+  """Yields (merit, (y, x), [(subject, coarse size)]) of places where subjects match, best first."""
   top_YX = best_KYX.max(0)
   y_YX, x_YX = np.mgrid[0 : top_YX.shape[0], 0 : top_YX.shape[1]]
   for _ in range(MAX_PLACES):
@@ -245,8 +289,10 @@ def _peaks(
     top_YX = np.where(np.hypot(y_YX - y, x_YX - x) < radius, 0.0, top_YX)
 
 
-def _without_text(residual_HW3: np.ndarray, box: Sequence[int], tolerance: float = 0.15) -> np.ndarray:
-  """The residual without the ink of one colour that fills the box: text, its soft edges included."""
+def _without_text(
+  residual_HW3: np.ndarray, box: Sequence[int], tolerance: float = 0.15
+) -> np.ndarray:
+  """The residual without the box's ink of one colour: text, its soft edges included."""
   y0, x0, y1, x1 = box
   zone = residual_HW3[y0:y1, x0:x1]
   ink_HW = ocr.far(np.sqrt(np.square(zone).sum(-1)))

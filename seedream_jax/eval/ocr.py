@@ -1,7 +1,8 @@
-"""Reads one string from one zone: PP-OCRv4's recogniser alone, on the zone trimmed to its ink, enlarged x4.
+"""Reads one string from one zone: PP-OCRv4's recogniser on the zone trimmed to its ink, x4.
 
-No detector and no angle classifier: the prompt names the zone, and on 64 px images a detector loses more than
-the generator does. Weights and dictionary are those shipped in the wheel of rapidocr_onnxruntime 1.4.x.
+No detector and no angle classifier: the prompt names the zone, and on 64 px images a detector loses
+more than the generator does. Weights and dictionary are those in the wheel of
+rapidocr_onnxruntime 1.4.x.
 
 Dimension key: H W pixels, L time steps of the recogniser, V its alphabet.
 """
@@ -20,7 +21,8 @@ from seedream_jax.eval import pixels
 
 MODEL = "ch_PP-OCRv4_rec_infer.onnx"
 HEIGHT = 48  # what the recogniser was trained at
-MIN_WIDTH, WIDTH_STEP = 320, 64  # 320 as RapidOCR pads; steps, so a reading does not depend on its batch
+MIN_WIDTH = 320  # as RapidOCR pads
+WIDTH_STEP = 64  # widths come in steps, so that a reading does not depend on its batch
 UPSCALE = 4
 MIN_CONTRAST = 24.0  # RGB distance from the background below which nothing is ink
 MARGIN = 1  # pixels kept around the ink
@@ -33,7 +35,7 @@ def fold(text: str) -> str:
 
 
 class Recognizer:
-  """The text of lines. One intra-op thread by default: judging must not fight a training run for cores."""
+  """The text of lines; one thread by default, so that judging does not slow a training run."""
 
   def __init__(self, *, threads: int = 1, batch_size: int = 16):
     session, self._alphabet = _session(threads)
@@ -61,7 +63,9 @@ class Recognizer:
     return "".join(self._alphabet[i] for i in ids_L[keep_L])
 
 
-def read(images: Sequence[np.ndarray], boxes: Sequence[Sequence[int]], recognizer: Recognizer) -> list[str]:
+def read(
+  images: Sequence[np.ndarray], boxes: Sequence[Sequence[int]], recognizer: Recognizer
+) -> list[str]:
   """The folded text in each image's zone [y0, x0, y1, x1); an empty zone reads ''."""
   lines, owners = [], []
   for i, (image, box) in enumerate(zip(images, boxes)):
@@ -85,13 +89,15 @@ def trim(image_HW3: np.ndarray, box: Sequence[int]) -> np.ndarray | None:
 
 
 def ink(image_HW3: np.ndarray, box: Sequence[int]) -> np.ndarray:
-  """True where the zone holds ink: pixels far from the background, in pieces that belong to the zone.
+  """True where the zone holds ink: pixels far from the background, in pieces that belong there.
 
-  Left out: specks, a frame along the image's edge, and pieces that lie mostly outside the zone, as a subject
-  does that reaches over the zone's border.
+  Left out: specks, a frame along the image's edge, and pieces that lie mostly outside the zone, as
+  a subject does that reaches over the zone's border.
   """
   y0, x0, y1, x1 = box
-  distance_HW = np.sqrt(np.square(image_HW3.astype(np.float32) - pixels.background(image_HW3)).sum(-1))
+  distance_HW = np.sqrt(
+    np.square(image_HW3.astype(np.float32) - pixels.background(image_HW3)).sum(-1)
+  )
   mask_HW = distance_HW > _threshold(distance_HW[y0:y1, x0:x1])
   _clear_frame(mask_HW)
   labels_HW = pixels.components(mask_HW)
@@ -133,7 +139,9 @@ def enlarge(line_HW3: np.ndarray, factor: int = UPSCALE) -> np.ndarray:
 def _session(threads: int) -> tuple["onnxruntime.InferenceSession", list[str]]:  # noqa: F821
   spec = importlib.util.find_spec("rapidocr_onnxruntime")
   if spec is None:
-    raise types.UserError("text judging needs rapidocr_onnxruntime 1.4.x: pip install 'seedream_jax[ocr]'")
+    raise types.UserError(
+      "text judging needs rapidocr_onnxruntime 1.4.x: pip install 'seedream_jax[ocr]'"
+    )
   import onnxruntime  # an extra; the judges of subject and colour work without it
 
   options = onnxruntime.SessionOptions()
@@ -156,7 +164,9 @@ def _normalize(line_HW3: np.ndarray) -> np.ndarray:
   return out
 
 
-def _resize(image_HW3: np.ndarray, width: int, height: int, how=Image.Resampling.BICUBIC) -> np.ndarray:
+def _resize(
+  image_HW3: np.ndarray, width: int, height: int, how: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
   return np.asarray(Image.fromarray(np.ascontiguousarray(image_HW3)).resize((width, height), how))
 
 

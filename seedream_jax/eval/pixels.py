@@ -1,4 +1,4 @@
-"""Pixel statistics that several judges share: the background, ink thresholds, connected components, colours.
+"""Pixel statistics that judges share: background, thresholds, connected components, colours.
 
 Dimension key: H W pixels.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Colour words and the RGB a reader has in mind; jitter, light and saturation move an image around these.
+# Colour words and the RGB a reader has in mind; jitter and light move an image around these.
 PALETTE: dict[str, tuple[int, int, int]] = {
   "white": (246, 246, 242),
   "black": (34, 34, 40),
@@ -26,7 +26,11 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 
 _RGB_TO_XYZ = np.array(
-  [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+  [
+    [0.4124564, 0.3575761, 0.1804375],
+    [0.2126729, 0.7151522, 0.0721750],
+    [0.0193339, 0.1191920, 0.9503041],
+  ],
   np.float32,
 )
 _WHITE = np.array([0.95047, 1.0, 1.08883], np.float32)
@@ -52,7 +56,7 @@ def background(image_HW3: np.ndarray, rounds: int = 6) -> np.ndarray:
 
 
 def mode(pixels: np.ndarray) -> np.ndarray:
-  """The commonest colour: the fullest cell of an 8 x 8 x 8 histogram, averaged within; uint8 in, float32 [3] out."""
+  """The commonest colour: the mean within the fullest cell of an 8 x 8 x 8 histogram."""
   flat = pixels.reshape(-1, 3)
   cells = (flat >> 5).astype(np.int32) @ np.array([64, 8, 1], np.int32)
   fullest = np.bincount(cells, minlength=512).argmax()
@@ -95,7 +99,7 @@ def nearest_color(rgb: np.ndarray, palette: Mapping[str, Sequence[int]]) -> str:
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-  """sRGB in 0..255 to CIELAB under D65 (IEC 61966-2-1, CIE 15:2004); the last dim is the channel."""
+  """sRGB in 0..255 to CIELAB under D65 (IEC 61966-2-1, CIE 15:2004); channels last."""
   x = np.asarray(rgb, np.float32) / 255.0
   linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
   xyz = linear @ _RGB_TO_XYZ.T / _WHITE

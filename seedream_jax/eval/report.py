@@ -1,4 +1,4 @@
-"""What a reader sees: a JSON report, a sheet of pictures with their prompts, a self-contained HTML page.
+"""What a reader sees: a JSON report, a sheet of pictures with prompts, one self-contained page.
 
 Dimension key: H W pixels.
 """
@@ -59,7 +59,8 @@ def sample_sheet(
   Args:
     sheet: what to show.
     columns: pictures a row.
-    cell: width of a column; pictures are scaled to fit, small ones by whole factors so that pixels stay square.
+    cell: width of a column; pictures are scaled to fit, small ones by whole factors so that pixels
+      stay square.
     text_size: of the prompts, in pixels.
     max_lines: of a prompt; a longer one ends in an ellipsis.
   """
@@ -70,7 +71,9 @@ def sample_sheet(
   texts = [wrap(prompt, font, cell, max_lines) for prompt in sheet.prompts]
   notes = [*sheet.notes, *[""] * (len(texts) - len(sheet.notes))]
   rows = [range(start, min(start + columns, len(texts))) for start in range(0, len(texts), columns)]
-  tall = [max((len(texts[i]) + bool(notes[i])) * line for i in row) + cell + gap * 2 for row in rows]
+  tall = [
+    max((len(texts[i]) + bool(notes[i])) * line for i in row) + cell + gap * 2 for row in rows
+  ]
   top = round((text_size + 4) * 2.2) if sheet.title else gap
   canvas = Image.new("RGB", (columns * (cell + gap) + gap, top + sum(tall)), (250, 249, 246))
   draw = ImageDraw.Draw(canvas)
@@ -92,7 +95,7 @@ def sample_sheet(
 
 
 def fit(image_HW3: np.ndarray, cell: int) -> Image.Image:
-  """The picture within a square of `cell` pixels: enlarged by a whole factor, or smoothly reduced."""
+  """The picture in a square of `cell` pixels: enlarged by a whole factor, or smoothly reduced."""
   image = Image.fromarray(np.ascontiguousarray(image_HW3))
   longest = max(image.size)
   if longest <= cell:
@@ -111,7 +114,9 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) ->
       current = ""
     current += piece if current or piece.strip() else ""
     while font.getlength(current.rstrip()) > width:  # a single word wider than the column
-      cut = next(n for n in range(len(current) - 1, 0, -1) if n == 1 or font.getlength(current[:n]) <= width)
+      cut = next(
+        n for n in range(len(current) - 1, 0, -1) if n == 1 or font.getlength(current[:n]) <= width
+      )
       lines.append(current[:cut])
       current = current[cut:]
   lines.append(current.rstrip())
@@ -124,7 +129,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) ->
 
 
 def _pieces(text: str) -> list[str]:
-  """Words with their trailing space; a wide character stands alone, closing marks stay with what they close."""
+  """Words with their trailing space; wide characters alone, closing marks with what they close."""
   pieces: list[str] = []
   for char in text:
     wide = unicodedata.east_asian_width(char) in "WF"
@@ -146,23 +151,23 @@ _STYLE = """
 :root { --ink: #24262b; --faint: #6d7078; --line: #dddad2; --paper: #faf9f6; --card: #ffffff; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e6e1; --faint: #9a9da5; --line: #3a3c42; --paper: #1c1d20; --card: #26282c; }
-}
-body { margin: 0 auto; max-width: 1180px; padding: 32px 24px 80px; background: var(--paper); color: var(--ink);
+} body { margin: 0 auto; max-width: 1180px; padding: 32px 24px 80px; background: var(--paper);
+color: var(--ink);
   font: 15px/1.55 system-ui, "Noto Sans", "Noto Sans CJK SC", "PingFang SC", sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 40px 0 12px; }
-p.sub { color: var(--faint); margin: 0 0 24px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 20px; }
-figure { margin: 0; } figcaption { font-size: 13px; color: var(--faint); margin-bottom: 4px; }
-svg text { fill: var(--faint); font-size: 11px; } svg .axis { stroke: var(--line); }
-.key { font-size: 12px; color: var(--faint); } .key i { display: inline-block; width: 14px; height: 3px;
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 40px 0 12px; } p.sub { color:
+var(--faint); margin: 0 0 24px; } .plots { display: grid; grid-template-columns: repeat(auto-fill,
+minmax(340px, 1fr)); gap: 20px; } figure { margin: 0; } figcaption { font-size: 13px; color:
+var(--faint); margin-bottom: 4px; } svg text { fill: var(--faint); font-size: 11px; } svg .axis {
+stroke: var(--line); } .key { font-size: 12px; color: var(--faint); } .key i { display: inline-
+block; width: 14px; height: 3px;
   margin: 0 5px 3px 10px; vertical-align: middle; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; }
-td, th { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: normal; }
-th { color: var(--faint); font-size: 13px; } td:first-child, th:first-child { text-align: left; }
-tr.refused td { color: var(--faint); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 18px 16px; }
-.grid img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--card); image-rendering: pixelated; }
-.grid p { margin: 4px 0 0; font-size: 13px; line-height: 1.4; } .grid .note { color: #b0603c; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto;
+} td, th { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); text-align: right; font-
+weight: normal; } th { color: var(--faint); font-size: 13px; } td:first-child, th:first-child {
+text-align: left; } tr.refused td { color: var(--faint); } .grid { display: grid; grid-template-
+columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 18px 16px; } .grid img { width: 100%; aspect-
+ratio: 1; object-fit: contain; background: var(--card); image-rendering: pixelated; } .grid p {
+margin: 4px 0 0; font-size: 13px; line-height: 1.4; } .grid .note { color: #b0603c; }
 """
 
 
@@ -187,7 +192,12 @@ def html_page(
   """
   body = [f"<h1>{_escape(title)}</h1>", f'<p class="sub">{_escape(subtitle)}</p>']
   if plots:
-    body += ["<h2>Curves</h2>", '<div class="plots">', *(plot(n, c) for n, c in plots.items()), "</div>"]
+    body += [
+      "<h2>Curves</h2>",
+      '<div class="plots">',
+      *(plot(n, c) for n, c in plots.items()),
+      "</div>",
+    ]
   body += [_table(report) for report in reports]
   body += [_grid(sheet) for sheet in sheets]
   page = (
@@ -206,7 +216,9 @@ def html_page(
 def plot(name: str, curves: Sequence[Curve], width: int = 340, height: int = 190) -> str:
   """An SVG of curves over steps; values that are not finite break the line."""
   left, right, top, bottom = 48, 8, 8, 22
-  points = [(s, v) for c in curves for s, v in zip(c.steps, c.values) if v is not None and math.isfinite(v)]
+  points = [
+    (s, v) for c in curves for s, v in zip(c.steps, c.values) if v is not None and math.isfinite(v)
+  ]
   if not points:
     return f"<figure><figcaption>{_escape(name)}: no data</figcaption></figure>"
   (x0, x1), (y0, y1) = (_range([p[axis] for p in points]) for axis in (0, 1))
@@ -235,7 +247,8 @@ def plot(name: str, curves: Sequence[Curve], width: int = 340, height: int = 190
     for i, (c, v) in enumerate(zip(curves, last))
   )
   return (
-    f'<figure><figcaption>{_escape(name)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+    f"<figure><figcaption>{_escape(name)}</figcaption>"
+    f'<svg viewBox="0 0 {width} {height}" role="img" '
     f'aria-label="{_escape(name)}">{"".join(parts)}</svg><div class="key">{key}</div></figure>'
   )
 
@@ -249,14 +262,16 @@ def _table(report: Mapping[str, Any]) -> str:
   for name, r in report["refused"].items():
     ceiling = "–" if r["ceiling"] is None else f"{r['ceiling']:.3f}"
     rows.append(
-      f'<tr class="refused"><td>{_escape(name)}</td><td colspan="2">refused: {_escape(r["reason"])}</td>'
+      f'<tr class="refused"><td>{_escape(name)}</td>'
+      f'<td colspan="2">refused: {_escape(r["reason"])}</td>'
       f"<td>{ceiling}</td><td></td></tr>"
     )
   weight = {"smoke": "smoke only, no evidence", "hint": "a hint, below the size of evidence"}
   note = weight.get(report["strength"], "evidence size")
   return (
-    f"<h2>{_escape(report['suite'])}</h2><p class=\"sub\">{report['n']} images, {report['clusters']} scenes; {note}."
-    ' Intervals: 95%, prompts resampled.</p><div class="scroll"><table><tr><th>metric</th><th>value</th>'
+    f'<h2>{_escape(report["suite"])}</h2><p class="sub">{report["n"]} images, '
+    f"{report['clusters']} scenes; {note}. Intervals: 95%, prompts resampled.</p>"
+    '<div class="scroll"><table><tr><th>metric</th><th>value</th>'
     f"<th>95% interval</th><th>ceiling</th><th>n</th></tr>{''.join(rows)}</table></div>"
   )
 
@@ -264,12 +279,13 @@ def _table(report: Mapping[str, Any]) -> str:
 def _grid(sheet: Sheet) -> str:
   notes = [*sheet.notes, *[""] * (len(sheet.images) - len(sheet.notes))]
   cells = [
-    f'<figure><img alt="{_escape(prompt)}" src="data:image/png;base64,{_png(image)}"><p>{_escape(prompt)}</p>'
+    f'<figure><img alt="{_escape(prompt)}" src="data:image/png;base64,{_png(image)}">'
+    f"<p>{_escape(prompt)}</p>"
     + (f'<p class="note">{_escape(note)}</p>' if note else "")
     + "</figure>"
     for image, prompt, note in zip(sheet.images, sheet.prompts, notes)
   ]
-  return f"<h2>{_escape(sheet.title)}</h2><div class=\"grid\">{''.join(cells)}</div>"
+  return f'<h2>{_escape(sheet.title)}</h2><div class="grid">{"".join(cells)}</div>'
 
 
 def _png(image_HW3: np.ndarray) -> str:

@@ -1,8 +1,8 @@
 """Confidence intervals for images clustered by prompt, and paired differences between two arms.
 
-Every metric here is a ratio of sums, value = sum(num) / sum(den): a share has den = 1 per image, R_a has
-den = target characters. Images of one prompt share its difficulty, so the bootstrap draws prompts, not
-images (Efron & Tibshirani 1993, ch. 8; percentile interval).
+Every metric here is a ratio of sums, value = sum(num) / sum(den): a share has den = 1 per image,
+R_a has den = target characters. Images of one prompt share its difficulty, so the bootstrap draws
+prompts, not images (Efron & Tibshirani 1993, ch. 8; percentile interval).
 """
 
 from collections.abc import Hashable, Sequence
@@ -36,8 +36,9 @@ def bootstrap(
 ) -> Interval:
   """The ratio sum(num)/sum(den) with a cluster-bootstrap percentile interval.
 
-  When every prompt agrees on 0 or on 1 the bootstrap has no spread; the bound is then the exact binomial one
-  (Clopper-Pearson) for that many prompts, so 20 out of 20 reads [0.83, 1] and not [1, 1].
+  When every prompt agrees on 0 or on 1 the bootstrap has no spread; the bound is then the exact
+  binomial one (Clopper-Pearson) for that many prompts, so 20 out of 20 reads [0.83, 1] and not [1,
+  1].
   """
   num_C, den_C = _cluster_sums(num, den, clusters)
   n, count = len(np.asarray(num)), len(num_C)
@@ -65,7 +66,7 @@ def paired_difference(
   level: float = 0.95,
   seed: int = 0,
 ) -> Interval:
-  """Value of arm b minus value of arm a; element i of both arms is the same prompt and the same noise.
+  """Value of arm b minus that of arm a; element i of both is the same prompt and the same noise.
 
   One draw of prompts serves both arms, so what a prompt's difficulty adds to both cancels.
   """
@@ -84,7 +85,8 @@ def paired_difference(
 def verdict(difference: Interval, *, margin: float = EQUAL_MARGIN) -> str:
   """What a paired difference shows: better | worse | equal | undecided.
 
-  A certain difference reads better or worse however small; whether it matters is `within(difference)`.
+  A certain difference reads better or worse however small; whether it matters is
+  `within(difference)`.
   """
   if difference.lo > 0:
     return "better"

@@ -1,7 +1,8 @@
 """Held-out suites: prompts in, images sampled, judged, and reported with intervals and ceilings.
 
-A suite is a list of prompts; every judge that applies to a prompt's scene judges it. What a judge scores on
-ground truth, its ceiling, stands beside each metric, and a judge below `MIN_CEILING` is refused, not printed.
+A suite is a list of prompts; every judge that applies to a prompt's scene judges it. What a judge
+scores on ground truth, its ceiling, stands beside each metric, and a judge below `MIN_CEILING` is
+refused, not printed.
 Clusters are scenes: one scene's prompts in two languages, and their images, share its difficulty.
 """
 
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from seedream_jax import types
-from seedream_jax.eval import frechet, judges as judges_lib, stats
+from seedream_jax.eval import frechet, stats
+from seedream_jax.eval import judges as judges_lib
 
 SUITES = ("heldout", "bench", "text", "hard", "val")
 MIN_CEILING = 0.97
@@ -28,7 +30,7 @@ SampleFn = Callable[[Sequence[Prompt], np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-  """What the Frechet distance needs: features of the fixed reference, and of real images outside it."""
+  """What the Frechet distance needs: the fixed reference, and real images outside it."""
 
   features_fn: Callable[[np.ndarray], np.ndarray]
   reference: frechet.Moments
@@ -64,23 +66,29 @@ def load_prompts(path: str) -> list[Prompt]:
   for number, prompt in enumerate(prompts, 1):
     missing = {"id", "prompt", "lang", "scene"} - set(prompt)
     if missing:
-      raise types.UserError(f"{path}:{number}: a prompt needs id, prompt, lang, scene; lacks {min(missing)}")
+      raise types.UserError(
+        f"{path}:{number}: a prompt needs id, prompt, lang, scene; lacks {min(missing)}"
+      )
   return prompts
 
 
 def load_world(name: str) -> dict[str, Any]:
-  """What is known of a world: subjects, colors, sizes, ceilings by suite, and what they were measured with."""
+  """A world's subjects, colors, sizes, ceilings by suite, and the fonts they were measured with."""
   folder = importlib.resources.files(__package__) / "worlds"
   known = sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json"))
   if name not in known:
     near = difflib.get_close_matches(name, known, 1) or known
-    raise types.UserError(f"judges: no world {name!r}; nearest: {near[0]} (data_pipelines.ceilings measures one)")
+    raise types.UserError(
+      f"judges: no world {name!r}; nearest: {near[0]} (data_pipelines.ceilings measures one)"
+    )
   return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def make_judges(world: Mapping[str, Any], **options: Any) -> judges_lib.Judges:
   """The judges of a world as `load_world` returns it."""
-  return judges_lib.Judges(world["subjects"], world["colors"], sizes=tuple(world["sizes"]), **options)
+  return judges_lib.Judges(
+    world["subjects"], world["colors"], sizes=tuple(world["sizes"]), **options
+  )
 
 
 def run_suite(
@@ -99,7 +107,8 @@ def run_suite(
 
   Args:
     name: one of SUITES.
-    sample_fn: (prompts, noise seeds [N] int64) -> uint8 images [N, H, W, 3]; all prompts of a call share a size.
+    sample_fn: (prompts, noise seeds [N] int64) -> uint8 images [N, H, W, 3]; all prompts of a call
+      share a size.
     prompts: dicts of id, prompt, lang, scene and optionally category.
     judges: of the prompts' world.
     ceilings: {metric: {"value", "n"}} on ground truth of these prompts, from `measure_ceilings`.
@@ -110,10 +119,15 @@ def run_suite(
   """
   if name not in SUITES:
     near = difflib.get_close_matches(name, SUITES, 1)
-    raise types.UserError(f"--suite {name}: expected one of {', '.join(SUITES)}" + (f"; nearest: {near[0]}" if near else ""))
+    raise types.UserError(
+      f"--suite {name}: expected one of {', '.join(SUITES)}"
+      + (f"; nearest: {near[0]}" if near else "")
+    )
   if not prompts:
     raise types.UserError(f"--suite {name}: no prompts")
-  jobs = [(prompt, noise_seed(prompt["id"], j)) for prompt in prompts for j in range(images_per_prompt)]
+  jobs = [
+    (prompt, noise_seed(prompt["id"], j)) for prompt in prompts for j in range(images_per_prompt)
+  ]
   images: list[np.ndarray] = [np.empty(0)] * len(jobs)
   features = []
   for members in progress(list(_batches(jobs, batch_size))):
@@ -132,7 +146,9 @@ def run_suite(
   add_categories(rows, asked)
   report = summarize(name, rows, ceilings)
   if distribution is not None:
-    fd = frechet.fd_judge(np.concatenate(features), distribution.reference, floor_NF=distribution.floor_NF)
+    fd = frechet.fd_judge(
+      np.concatenate(features), distribution.reference, floor_NF=distribution.floor_NF
+    )
     report["fd_judge"] = fd
   return Result(report, rows, images, asked)
 
@@ -164,7 +180,13 @@ def summarize(
     elif ceiling < MIN_CEILING:
       refused[metric] = {"ceiling": ceiling, "reason": f"ceiling below {MIN_CEILING}"}
     else:
-      metrics[metric] = {"value": got.value, "lo": got.lo, "hi": got.hi, "ceiling": ceiling, "n": got.n}
+      metrics[metric] = {
+        "value": got.value,
+        "lo": got.lo,
+        "hi": got.hi,
+        "ceiling": ceiling,
+        "n": got.n,
+      }
   return {
     "suite": name,
     "n": len(rows),
@@ -177,7 +199,7 @@ def summarize(
 
 
 def ceiling_of(metric: str, ceilings: Mapping[str, Mapping[str, float]]) -> float | None:
-  """The ceiling of a metric, or of its nearest ancestor measured on MIN_TRUTH images, or of the oldest."""
+  """A metric's ceiling, or that of its nearest ancestor measured on MIN_TRUTH images."""
   value, name = None, metric
   while name:
     if name in ceilings:
@@ -191,14 +213,16 @@ def ceiling_of(metric: str, ceilings: Mapping[str, Mapping[str, float]]) -> floa
 def compare(
   base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-  """{metric: difference other - base, interval, verdict} over rows of two arms with equal prompts and noise."""
+  """{metric: other - base, interval, verdict} over rows of two arms of equal prompts and noise."""
   theirs = {(row["id"], row["seed"]): row for row in other}
   if len(base) != len(other) or any((row["id"], row["seed"]) not in theirs for row in base):
     raise ValueError("arms differ in prompts or noise: only the same (id, seed) rows can be paired")
   out = {}
   for metric in metrics:
     pairs = [(row, theirs[row["id"], row["seed"]]) for row in base if metric in row["outcomes"]]
-    a, b = (np.array([row["outcomes"][metric] for row in arm]).reshape(-1, 2) for arm in zip(*pairs))
+    a, b = (
+      np.array([row["outcomes"][metric] for row in arm]).reshape(-1, 2) for arm in zip(*pairs)
+    )
     clusters = [row["cluster"] for row, _ in pairs]
     got = stats.paired_difference(a[:, 0], b[:, 0], a[:, 1], b[:, 1], clusters)
     out[metric] = {
@@ -218,9 +242,23 @@ def last_line(report: Mapping[str, Any]) -> str:
   return json.dumps(report, ensure_ascii=False, allow_nan=False)
 
 
+def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Rows as JSON lines, for `compare` in another run."""
+  with open(path, "w", encoding="utf-8") as f:
+    f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+  """What `write_rows` wrote."""
+  with open(path, encoding="utf-8") as f:
+    return [json.loads(line) for line in f]
+
+
 def noise_seed(prompt_id: str, sample: int) -> int:
   """The noise of a prompt's sample: the same in every arm, whatever the order or batch."""
-  return int.from_bytes(hashlib.blake2b(f"{prompt_id}/{sample}".encode(), digest_size=4).digest(), "big")
+  return int.from_bytes(
+    hashlib.blake2b(f"{prompt_id}/{sample}".encode(), digest_size=4).digest(), "big"
+  )
 
 
 def cluster_of(prompt: Prompt) -> str:
@@ -232,7 +270,11 @@ def add_categories(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) ->
   """Adds each judge's overall outcome under judge@category."""
   for row, prompt in zip(rows, prompts):
     if prompt.get("category"):
-      whole = {name: pair for name, pair in row["outcomes"].items() if "/" not in name.removeprefix("styled/")}
+      whole = {
+        name: pair
+        for name, pair in row["outcomes"].items()
+        if "/" not in name.removeprefix("styled/")
+      }
       row["outcomes"] |= {f"{name}@{prompt['category']}": pair for name, pair in whole.items()}
 
 

@@ -1,4 +1,4 @@
-"""Sprites the matched filter looks for, drawn here from the emoji font: no code shared with the posters' renderer.
+"""Sprites the matched filter looks for, drawn here and not by the renderer it judges.
 
 Sprites are premultiplied RGBA float32 in [0, 1]. Dimension key: K subjects, H W pixels, 4 RGBA.
 """
@@ -22,7 +22,9 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def sprite(emoji: str) -> Image.Image:
   """One emoji trimmed to its visible extent, premultiplied."""
   canvas = Image.new("RGBA", (_CANVAS, _CANVAS), (0, 0, 0, 0))
-  shown = emoji if "\u200d" in emoji else emoji.replace("\ufe0f", "")  # the selector has no glyph of its own
+  shown = (
+    emoji if "\u200d" in emoji else emoji.replace("\ufe0f", "")
+  )  # the selector has no glyph of its own
   font = fonts.load(FAMILY, _STRIKE, shaped="\u200d" in emoji)
   ImageDraw.Draw(canvas).text((8, 8), shown, font=font, embedded_color=True)
   box = canvas.getchannel("A").getbbox()
@@ -69,7 +71,9 @@ def _contours(luma_HW: np.ndarray, alpha_HW: np.ndarray) -> np.ndarray:
   total = np.zeros_like(luma_HW)
   for plane, gain in ((luma_HW * alpha_HW, 2.0), (alpha_HW, 1.5)):
     padded = np.pad(plane, 1)
-    total += gain * np.hypot(padded[2:, 1:-1] - padded[:-2, 1:-1], padded[1:-1, 2:] - padded[1:-1, :-2])
+    total += gain * np.hypot(
+      padded[2:, 1:-1] - padded[:-2, 1:-1], padded[1:-1, 2:] - padded[1:-1, :-2]
+    )
   return np.clip(total, 0, 1)
 
 
@@ -80,7 +84,9 @@ def _paper_cut(rgba_HW4: np.ndarray) -> np.ndarray:
   middle = np.median(luma[solid]) if solid.any() else 0.5
   open_HW1 = np.clip((luma - middle) * 10, 0, 1)[..., None]
   red, cream = np.float32([0.70, 0.07, 0.11]), np.float32([1.0, 0.94, 0.84])
-  return _premultiplied(red[None, None, :] * (1 - open_HW1) + cream[None, None, :] * open_HW1, alpha)
+  return _premultiplied(
+    red[None, None, :] * (1 - open_HW1) + cream[None, None, :] * open_HW1, alpha
+  )
 
 
 def _ink_wash(rgba_HW4: np.ndarray) -> np.ndarray:
@@ -98,7 +104,9 @@ def _neon(rgba_HW4: np.ndarray) -> np.ndarray:
   hue = rgb - 0.5 * rgb.min(-1, keepdims=True)
   hue = hue / np.maximum(hue.max(-1, keepdims=True), 1e-2)
   light = np.clip(lines + 0.6 * glow, 0, 1)[..., None]
-  return _premultiplied(0.35 * rgb * (1 - light) + (0.75 * hue + 0.25) * light, np.maximum(0.85 * alpha, light[..., 0]))
+  return _premultiplied(
+    0.35 * rgb * (1 - light) + (0.75 * hue + 0.25) * light, np.maximum(0.85 * alpha, light[..., 0])
+  )
 
 
 def _pixel(rgba_HW4: np.ndarray) -> np.ndarray:
@@ -116,7 +124,10 @@ def _sketch(rgba_HW4: np.ndarray) -> np.ndarray:
   """Dark pencil contours over a pale wash."""
   rgb, luma, alpha = _straight(rgba_HW4)
   lines = np.clip(1.7 * _contours(luma, alpha), 0, 1)[..., None]
-  return _premultiplied((1 - 0.38 * (1 - rgb)) * (1 - lines) + 0.19 * lines, np.maximum(0.94 * alpha, 0.8 * lines[..., 0]))
+  return _premultiplied(
+    (1 - 0.38 * (1 - rgb)) * (1 - lines) + 0.19 * lines,
+    np.maximum(0.94 * alpha, 0.8 * lines[..., 0]),
+  )
 
 
 def _blur(plane_HW: np.ndarray, radius: float) -> np.ndarray:

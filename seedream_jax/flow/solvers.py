@@ -90,10 +90,10 @@ def _heun(velocity, noise):
 
 
 def _dpmpp2m(velocity, noise):
-  """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), alpha = 1 - t, sigma = t: one evaluation a step.
+  """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2), alpha = 1 - t, sigma = t: one evaluation a step.
 
-  In exponential form x' = (t'/t) x - (1 - t') expm1(-h) x0, h the step in log(alpha / sigma), and x0
-  is extrapolated from the step before. h is infinite at both ends of the path: there the
+  In exponential form x' = (t'/t) x - (1 - t') expm1(-h) x0, h the step in log(alpha / sigma), and
+  x0 is extrapolated from the step before. h is infinite at both ends of the path: there the
   extrapolation is dropped, which leaves the first-order update.
   """
 

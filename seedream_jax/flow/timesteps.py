@@ -13,7 +13,7 @@ from seedream_jax import types
 
 
 def shift_time(t: jax.Array, alpha: jax.Array | float) -> jax.Array:
-  """alpha t / (1 + (alpha - 1) t): log-SNR moves by -2 log alpha; shifts compose as alpha1 * alpha2.
+  """alpha t / (1 + (alpha - 1) t): log-SNR moves by -2 log alpha; shifts compose by product.
 
   FLUX's e^mu / (e^mu + 1/t - 1) is this with mu = log alpha.
   """

@@ -43,6 +43,7 @@ class Block(nnx.Module):
     self.shortcut = vae.Conv(cin, cout, 1, dtype=cfg.dtype, rngs=rngs)
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """The shortcut plus the branch, on half the grid."""
     h_BHWC = self.conv1(jax.nn.silu(self.norm1(x_BHWC)))
     return self.shortcut(_halve(x_BHWC)) + self.conv2(jax.nn.silu(self.norm2(h_BHWC)))
 
@@ -52,7 +53,9 @@ class Classifier(nnx.Module):
 
   def __init__(self, cfg: ClassifierConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    self.conv_in = vae.Conv(cfg.image_channels, cfg.widths[0], 3, stride=2, dtype=cfg.dtype, rngs=rngs)
+    self.conv_in = vae.Conv(
+      cfg.image_channels, cfg.widths[0], 3, stride=2, dtype=cfg.dtype, rngs=rngs
+    )
     for i, width in enumerate(cfg.widths):
       setattr(self, f"blocks_{i}", Block(cfg, cfg.widths[max(i - 1, 0)], width, rngs=rngs))
     self.norm_out = vae.GroupNorm(cfg.widths[-1], cfg.norm_groups, rngs=rngs)
@@ -71,13 +74,18 @@ class Classifier(nnx.Module):
   def embedding(self, image_BHWC: jax.Array) -> jax.Array:
     """features_BE, float32: what the Frechet distance compares."""
     x_BHWC = jax.nn.silu(self.norm_out(self.features(image_BHWC)[-1]))
-    pooled_BC = jnp.concatenate([jnp.mean(x_BHWC, axis=(1, 2)), jnp.max(x_BHWC, axis=(1, 2))], axis=-1)
+    pooled_BC = jnp.concatenate(
+      [jnp.mean(x_BHWC, axis=(1, 2)), jnp.max(x_BHWC, axis=(1, 2))], axis=-1
+    )
     return jax.nn.silu(self.embed(pooled_BC)).astype(jnp.float32)
 
   def __call__(self, image_BHWC: jax.Array) -> dict[str, jax.Array]:
     """{head: logits_BV, float32} of images in [-1, 1]."""
     features_BE = self.embedding(image_BHWC)
-    return {name: getattr(self, f"head_{name}")(features_BE).astype(jnp.float32) for name, _ in self.cfg.heads}
+    return {
+      name: getattr(self, f"head_{name}")(features_BE).astype(jnp.float32)
+      for name, _ in self.cfg.heads
+    }
 
 
 def _halve(x_BHWC: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The autoencoder's critic: a PatchGAN that says of each patch whether it is real (Isola et al. 2017, arXiv 1611.07004).
+"""The autoencoder's critic: a PatchGAN, one verdict a patch (Isola et al. 2017, arXiv 1611.07004).
 
 Dims: B batch, H W grid height, width, C channels. Group norm in place of batch norm, so that an example's score does
 not depend on its neighbours.

@@ -1,11 +1,11 @@
 """The velocity model: a two-stream MMDiT with one joint attention (Seedream 2.0, Sec. 3.1).
 
-Dims: B batch, H W C latent, P patch side, I = HW / P^2 image tokens, T text tokens (LLM bucket, then
-glyph slots), S = T + I, L either stream, E text feature width, D width, F MLP hidden, N heads,
+Dims: B batch, H W C latent, P patch side, I = HW / P^2 image tokens, T text tokens (LLM bucket,
+then glyph slots), S = T + I, L either stream, E text feature width, D width, F MLP hidden, N heads,
 K head dim, 2 = (y, x), X several of a thing.
-Text and image have their own weights and meet in the attention only, as in SD3 (Fig. 2). adaLN-zero
-modulates every attention and MLP; queries and keys are RMS-normed per head, then RoPE turns those of
-image tokens. Text tokens carry a learned position, added once.
+Text and image have their own weights and meet in the attention only, as in SD3 (Fig. 2).
+adaLN-zero modulates every attention and MLP; queries and keys are RMS-normed per head, then RoPE
+turns those of image tokens. Text tokens carry a learned position, added once.
 """
 
 import dataclasses
@@ -68,6 +68,7 @@ class DiTConfig:
   dtype: str = "float32"
 
   def __post_init__(self):
+    object.__setattr__(self, "conds", tuple(self.conds))  # a config read from JSON has lists
     if self.width % self.num_heads:
       raise types.UserError(f"width={self.width} does not divide into num_heads={self.num_heads}")
     if self.adaln not in ("single", "full"):
@@ -130,13 +131,11 @@ class Stream(nnx.Module):
   `reads_only` streams give keys and values and are not updated: the text of the last block.
   """
 
-  def __init__(
-    self, cfg: DiTConfig, mlp_ratio: float, *, reads_only: bool = False, rngs: nnx.Rngs
-  ):
+  def __init__(self, cfg: DiTConfig, mlp_ratio: float, *, reads_only: bool = False, rngs: nnx.Rngs):
     self.head_dim, self.reads_only = cfg.head_dim, reads_only
     self.modulation = Modulation(cfg, 2 if reads_only else 6, rngs=rngs)
-    # No biases: adaLN's shift stands before every projection. q, k, v apart: on a CPU a quarter faster
-    # with gradient than one fused matmul and its split.
+    # No biases: adaLN's shift stands before every projection. q, k, v apart: on a CPU a quarter
+    # faster with gradient than one fused matmul and its split.
     linear = functools.partial(_linear, cfg, rngs=rngs, use_bias=False)
     self.k, self.v = linear(cfg.width, cfg.width), linear(cfg.width, cfg.width)
     self.norm_k = layers.RMSNorm(cfg.head_dim, rngs=rngs)

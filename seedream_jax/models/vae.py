@@ -53,7 +53,8 @@ class VAEConfig:
 # that no residual bypasses, and the first thousand steps go to growing it back (tried). Zero biases, norms at identity.
 _KERNEL_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _BIAS_INIT = nnx.initializers.zeros_init()
-_LOGVAR_INIT = -6.0  # a posterior std of 0.05 at the start; at 0 its noise drowns the untrained mean  # ours; undisclosed
+# A posterior std of 0.05 at the start: at 0 its noise drowns the untrained mean.
+_LOGVAR_INIT = -6.0  # ours; undisclosed
 
 
 class Conv(nnx.Module):
@@ -75,6 +76,7 @@ class Conv(nnx.Module):
     self.stride, self.double, self.dtype = stride, double, dtype
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """Convolves with the compute dtype's copy of the kernel."""
     kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
     x_BHWC = x_BHWC.astype(self.dtype)
     if self.double:
@@ -94,9 +96,13 @@ class GroupNorm(nnx.Module):
     self.groups = groups
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """(x - group mean) / group std * scale + bias."""
     x_f32 = x_BHWC.astype(jnp.float32)
     x_f32 = x_f32 - self._group_mean(x_f32)
-    scale_B11C = jax.lax.rsqrt(self._group_mean(jnp.square(x_f32)) + _EPS) * self.scale[...][None, None, None, :]
+    scale_B11C = (
+      jax.lax.rsqrt(self._group_mean(jnp.square(x_f32)) + _EPS)
+      * self.scale[...][None, None, None, :]
+    )
     return (x_f32 * scale_B11C + self.bias[...][None, None, None, :]).astype(x_BHWC.dtype)
 
   def _group_mean(self, x_BHWC: jax.Array) -> jax.Array:
@@ -118,6 +124,7 @@ class ResnetBlock(nnx.Module):
     self.conv_shortcut = Conv(cin, cout, 1, dtype=cfg.dtype, rngs=rngs) if cin != cout else None
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """x, or its shortcut, plus the branch."""
     h_BHWC = self.conv1(jax.nn.silu(self.norm1(x_BHWC)))
     h_BHWC = self.conv2(jax.nn.silu(self.norm2(h_BHWC)))
     return h_BHWC + (x_BHWC if self.conv_shortcut is None else self.conv_shortcut(x_BHWC))
@@ -134,6 +141,7 @@ class Attention(nnx.Module):
     self.to_q, self.to_k, self.to_v, self.to_out_0 = (linear() for _ in range(4))
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """x plus what each cell gathers from all others."""
     batch, _, _, channels = x_BHWC.shape
     h_BHWC = self.group_norm(x_BHWC)
     q, k, v = (f(h_BHWC).reshape(batch, -1, 1, channels) for f in (self.to_q, self.to_k, self.to_v))
@@ -149,6 +157,7 @@ class MidBlock(nnx.Module):
     self.resnets_1 = ResnetBlock(cfg, dim, dim, rngs=rngs)
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """The coarsest grid, mixed."""
     x_BHWC = self.resnets_0(x_BHWC)
     if self.attentions_0 is not None:
       x_BHWC = self.attentions_0(x_BHWC)
@@ -159,11 +168,10 @@ class Resample(nnx.Module):
   """Halves (strided conv) or doubles (nearest, then conv) the grid."""
 
   def __init__(self, cfg: VAEConfig, dim: int, *, up: bool, rngs: nnx.Rngs):
-    self.conv = Conv(
-      dim, dim, 3, stride=1 if up else 2, double=up, dtype=cfg.dtype, rngs=rngs
-    )
+    self.conv = Conv(dim, dim, 3, stride=1 if up else 2, double=up, dtype=cfg.dtype, rngs=rngs)
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """The grid halved or doubled."""
     return self.conv(x_BHWC)
 
 
@@ -183,6 +191,7 @@ class Level(nnx.Module):
     self.depth, self.resample = depth, resample
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """Blocks in order, then the resampling."""
     for i in range(self.depth):
       x_BHWC = getattr(self, f"resnets_{i}")(x_BHWC)
     return x_BHWC if self.resample is None else getattr(self, self.resample)(x_BHWC)
@@ -205,6 +214,7 @@ class Encoder(nnx.Module):
     self.conv_out.bias.value = self.conv_out.bias[...].at[cfg.latent_channels :].set(_LOGVAR_INIT)
 
   def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+    """moments_BHWC: mean, then log-variance."""
     x_BHWC = self.conv_in(image_BHWC)
     for i in range(self.levels):
       x_BHWC = getattr(self, f"down_blocks_{i}")(x_BHWC)
@@ -227,6 +237,7 @@ class Decoder(nnx.Module):
     self.conv_out = Conv(widths[-1], cfg.image_channels, 3, dtype=cfg.dtype, rngs=rngs)
 
   def __call__(self, z_BHWC: jax.Array) -> jax.Array:
+    """image_BHWC of a latent that is not normalised."""
     x_BHWC = self.mid_block(self.conv_in(z_BHWC))
     for i in range(self.levels):
       x_BHWC = getattr(self, f"up_blocks_{i}")(x_BHWC)
@@ -259,7 +270,9 @@ class VAE(nnx.Module):
     """
     height, width = image_BHWC.shape[1:3]
     if height % self.cfg.factor or width % self.cfg.factor:
-      raise types.UserError(f"image of {height}x{width} pixels: sides must be multiples of {self.cfg.factor}")
+      raise types.UserError(
+        f"image of {height}x{width} pixels: sides must be multiples of {self.cfg.factor}"
+      )
     mean_BHWC, logvar_BHWC = jnp.split(self.encoder(image_BHWC), 2, axis=-1)
     return mean_BHWC, jnp.clip(logvar_BHWC, -30.0, 20.0)  # diffusers' bounds
 
@@ -278,7 +291,14 @@ class VAE(nnx.Module):
     return x0_BHWC * std[None, None, None, :] + mean[None, None, None, :]
 
 
-def sample_posterior(mean_BHWC: jax.Array, logvar_BHWC: jax.Array, eps_BHWC: jax.Array) -> jax.Array:
+def pixels(image_BHWC: jax.Array) -> jax.Array:
+  """uint8 to float32 in [-1, 1]."""
+  return image_BHWC.astype(jnp.float32) / 127.5 - 1.0
+
+
+def sample_posterior(
+  mean_BHWC: jax.Array, logvar_BHWC: jax.Array, eps_BHWC: jax.Array
+) -> jax.Array:
   """mean + std * eps, with eps ~ N(0, 1) given by the caller."""
   types.check_dims(mean_BHWC=mean_BHWC, logvar_BHWC=logvar_BHWC, eps_BHWC=eps_BHWC)
   return mean_BHWC + jnp.exp(0.5 * logvar_BHWC) * eps_BHWC
@@ -289,7 +309,13 @@ def make_config(variant: str = "nano", **overrides) -> VAEConfig:
   return variants.make_config(VAEConfig, VARIANTS, variant, overrides)
 
 
-_FULL = dict(widths=(128, 256, 512, 512), encoder_layers=2, decoder_layers=3, mid_attention=True, norm_groups=32)
+_FULL = dict(
+  widths=(128, 256, 512, 512),
+  encoder_layers=2,
+  decoder_layers=3,
+  mid_attention=True,
+  norm_groups=32,
+)
 
 VARIANTS: dict[str, dict] = {
   "nano": dict(
@@ -299,7 +325,11 @@ VARIANTS: dict[str, dict] = {
     widths=(24, 48, 96), encoder_layers=1, decoder_layers=1, mid_attention=False, norm_groups=8
   ),
   "small": dict(
-    widths=(64, 128, 256, 256), encoder_layers=2, decoder_layers=3, mid_attention=True, norm_groups=32
+    widths=(64, 128, 256, 256),
+    encoder_layers=2,
+    decoder_layers=3,
+    mid_attention=True,
+    norm_groups=32,
   ),
   "full": _FULL,
   "sd3": dict(**_FULL, latent_shift=0.0609, latent_scale=1.5305),

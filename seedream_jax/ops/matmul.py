@@ -16,7 +16,7 @@ from jax import lax
 def dot_general(
   x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any
 ) -> jax.Array:
-  """`lax.dot_general` for nnx.Linear(dot_general=...): last dim of x with first dim of the kernel."""
+  """`lax.dot_general` for nnx.Linear(dot_general=...): x's last dim with the kernel's first."""
   if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())) or kernel.ndim != 2:
     raise ValueError(f"{dimension_numbers} of {x.shape}, {kernel.shape} is not a projection")
   if precision is not None or any(value is not None for value in kwargs.values()):

@@ -1,8 +1,10 @@
 """How every verb starts and fails: exit 2 and one line for what the user got wrong, never a traceback."""
 
+import fcntl
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import IO
 
 from absl import app, flags, logging
 
@@ -28,6 +30,26 @@ def _parse(argv: Sequence[str]) -> list[str]:
     # ml_collections raises these for an unknown key ("Did you mean ...?") or a value of the wrong type.
     fail(f"config: {e}")
   raise AssertionError("unreachable")
+
+
+def claim(workdir: str) -> IO[str]:
+  """Makes a workdir and locks it for this process; keep what is returned open. The lock dies with the process.
+
+  Raises:
+    types.UserError: the folder cannot be written, or another process is at work in it: two would race for the
+      same checkpoints.
+  """
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, ".lock"), "w")  # noqa: SIM115  held for the process's life
+  except OSError as e:
+    raise types.UserError(f"--workdir {workdir}: cannot write there ({e.strerror})") from e
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as e:
+    lock.close()
+    raise types.UserError(f"--workdir {workdir}: another process is at work there") from e
+  return lock
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,9 @@ import numpy as np
 from absl import logging
 
 from seedream_jax import types
-from seedream_jax.engine import checkpoint, metrics, sharding, trees
+from seedream_jax.engine import checkpoint, metrics, sharding
+from seedream_jax.eval import evaluators
+from seedream_jax.run import cli
 from seedream_jax.run import open as open_lib
 
 TERMINATED = 143  # 128 + SIGTERM: saved, but the work is not done
@@ -21,11 +22,18 @@ TERMINATED = 143  # 128 + SIGTERM: saved, but the work is not done
 
 def train(config, workdir: str) -> int:
   """Trains `config` in `workdir` from wherever it stands; returns the exit code (0 = finished)."""
-  _claim(workdir, config)
+  lock = cli.claim(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+  with lock:
+    return _train(config, workdir)
+
+
+def _train(config, workdir: str) -> int:
   exp = open_lib.open_config(config, workdir)
   with jax.set_mesh(exp.mesh):
     loaders = open_lib.open_loaders(config, open_lib.train_streams(config))
     state = open_lib.load_state(exp)
+    if jax.process_index() == 0:
+      _write_config(workdir, config)
     code, state = _run(exp, state, loaders)
     exp.checkpointer.wait()
     if code == 0:
@@ -33,12 +41,14 @@ def train(config, workdir: str) -> int:
   return code
 
 
-def _run(exp: open_lib.Experiment, state: types.TrainState, loaders) -> tuple[int, types.TrainState]:
+def _run(
+  exp: open_lib.Experiment, state: types.TrainState, loaders
+) -> tuple[int, types.TrainState]:
   config = exp.config
   total, fused = config.train.total_steps, config.train.steps_per_call
   step = int(state.step)
   writer = metrics.Writer(exp.workdir, start_step=step)
-  plugins = [] if True else evaluators.make_all(config.eval, exp.stage.predict_fns(), lambda s: open_lib.open_loaders(config, [s])[s])
+  plugins = _evaluators(exp)
   progress = metrics.Progress(total, step, _batch_size(loaders), desc=config.stage.name)
   stop = _on_sigterm()
   pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -63,13 +73,16 @@ def _run(exp: open_lib.Experiment, state: types.TrainState, loaders) -> tuple[in
     pending = (first, stats)
     if _due(config.eval.every_steps, first, step, total):
       with progress.pause():
-        _evaluate(exp, plugins, state, step, writer)
+        for plugin in plugins:
+          writer.scalars(step, plugin.run(exp, state, step, writer))
     if _due(config.ckpt.every_steps, first, step, total) or stop.is_set():
       bad = _log(writer, progress, config, *pending)
       pending = None
       if bad == 0:
         with progress.pause():
-          exp.checkpointer.save(step, state, meta | {"data": {n: l.report() for n, l in loaders.items()}})
+          exp.checkpointer.save(
+            step, state, meta | {"data": {n: l.report() for n, l in loaders.items()}}
+          )
         last_saved = step
       elif bad >= config.train.max_bad_steps:
         return _give_up(exp, bad, step), state
@@ -88,7 +101,19 @@ def _run(exp: open_lib.Experiment, state: types.TrainState, loaders) -> tuple[in
   return 0, state
 
 
-def _batches(exp, loaders, start: int, total: int, fused: int) -> Iterator[tuple[int, int, tuple[str, ...], Any]]:
+def _evaluators(exp: open_lib.Experiment) -> list[evaluators.Evaluator]:
+  tokenizer = open_lib.open_tokenizer(exp.config)
+  return evaluators.make_all(
+    exp.config.eval.to_dict(),
+    exp.stage.predict_fns(),
+    lambda name: open_lib.open_loaders(exp.config, [name])[name],
+    decode=tokenizer.decode if tokenizer else None,
+  )
+
+
+def _batches(
+  exp, loaders, start: int, total: int, fused: int
+) -> Iterator[tuple[int, int, tuple[str, ...], Any]]:
   """Yields (first step, count, movers, device batch). Aligned runs of `fused` equal steps go out in one call."""
   iterators = {n: l.iterate(start) for n, l in loaders.items()}
   data_sharding = sharding.batch(exp.mesh)
@@ -125,7 +150,7 @@ def export_weights(exp: open_lib.Experiment, state: types.TrainState, folder: st
   dtype = exp.config.train.export_dtype
   gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(exp.mesh))
   for player in exp.stage.players:
-    params = jax.device_get(gathered(eval_params(state, player)))
+    params = jax.device_get(gathered(evaluators.eval_params(state)[player]))
     if jax.process_index() == 0:
       os.makedirs(folder, exist_ok=True)
       checkpoint.save_weights(
@@ -138,12 +163,6 @@ def export_weights(exp: open_lib.Experiment, state: types.TrainState, folder: st
     with open(os.path.join(folder, "config.json"), "w") as f:
       f.write(exp.config.to_json_best_effort(indent=1))
     logging.info("weights written to %s", folder)
-
-
-def eval_params(state: types.TrainState, player: str) -> types.Params:
-  """The player's parameters with its `eval` EMA, where there is one, laid over them."""
-  flat = trees.flatten(state.params[player])
-  return trees.unflatten({**flat, **state.ema[player].get("eval", {})})
 
 
 def _log(writer, progress, config, first: int, stats: dict[str, jax.Array]) -> int:
@@ -184,18 +203,8 @@ def _on_sigterm() -> threading.Event:
   return stop
 
 
-def _claim(workdir: str, config) -> None:
-  """Makes the workdir and writes config.json; refuses one that belongs to another model."""
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    probe = os.path.join(workdir, f".write-{os.getpid()}-{time.time_ns()}")
-    with open(probe, "w"):
-      pass
-    os.remove(probe)
-  except OSError as e:
-    raise types.UserError(f"--workdir {workdir}: cannot write there ({e.strerror})") from e
-  if jax.process_index() == 0:
-    tmp = os.path.join(workdir, "config.json.tmp")
-    with open(tmp, "w") as f:
-      f.write(config.to_json_best_effort(indent=1))
-    os.replace(tmp, os.path.join(workdir, "config.json"))
+def _write_config(workdir: str, config) -> None:
+  tmp = os.path.join(workdir, "config.json.tmp")
+  with open(tmp, "w", encoding="utf-8") as f:
+    f.write(config.to_json_best_effort(indent=1))
+  os.replace(tmp, os.path.join(workdir, "config.json"))

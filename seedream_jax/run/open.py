@@ -20,7 +20,7 @@ import ml_collections
 from absl import logging
 
 from seedream_jax import types
-from seedream_jax.data import loader, tokenizers
+from seedream_jax.data import glyphs, loader, tokenizers
 from seedream_jax.engine import checkpoint, mesh, optim, sharding, trees
 from seedream_jax.run import step as step_lib
 
@@ -52,6 +52,27 @@ def nearest(name: str, valid: Sequence[str]) -> str:
   return f" (nearest valid: {match[0]})" if match else f" (valid: {', '.join(valid)})"
 
 
+def read_config(folder: str) -> ml_collections.ConfigDict:
+  """The config.json that a training run or a weights folder keeps."""
+  path = os.path.join(folder, "config.json")
+  if not os.path.exists(path):
+    raise types.UserError(
+      f"--workdir {folder}: no config.json there; expected a training workdir or a weights folder"
+    )
+  try:
+    with open(path, encoding="utf-8") as f:
+      return ml_collections.ConfigDict(_tuples(json.load(f)))
+  except ValueError as e:
+    raise types.UserError(f"{path}: not JSON ({e})") from e
+
+
+def _tuples(value: Any) -> Any:
+  """JSON's lists as the tuples that configs are made of."""
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
 def make_stage(config: ml_collections.ConfigDict) -> types.Stage:
   """The stage named by `config.stage.name`, found by module path."""
   for group in GROUPS:
@@ -73,7 +94,8 @@ def player_config(config: ml_collections.ConfigDict, player: str) -> dict[str, A
 
 def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
   """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
-  device_mesh = mesh.make(config.sharding.mesh.to_dict())
+  devices = jax.devices()[: config.sharding.num_devices or None]
+  device_mesh = mesh.make(config.sharding.mesh.to_dict(), devices)
   stage = make_stage(config)
   parts = stage.parts()
   for player in config.optim.players:
@@ -84,15 +106,25 @@ def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
     for p in stage.players
   }
   rules = config.sharding.rules
-  abstract = jax.eval_shape(functools.partial(step_lib.init_state, stage, optimizers), jax.random.key(0))
+  abstract = jax.eval_shape(
+    functools.partial(step_lib.init_state, stage, optimizers), jax.random.key(0)
+  )
   shardings = _state_shardings(abstract, rules, device_mesh)
   abstract = sharding.abstract(abstract, shardings)
   frozen, provenance, frozen_shardings = _load_frozen(config, stage, rules, device_mesh)
   trainer = step_lib.Trainer(
-    stage, optimizers, config.seed, config.train.accum_steps, shardings, frozen_shardings, device_mesh
+    stage,
+    optimizers,
+    config.seed,
+    config.train.accum_steps,
+    shardings,
+    frozen_shardings,
+    device_mesh,
   )
   checkpointer = checkpoint.Checkpointer(
-    os.path.join(workdir, "checkpoints"), keep=config.ckpt.keep, keep_every=config.ckpt.keep_every or None
+    os.path.join(workdir, "checkpoints"),
+    keep=config.ckpt.keep,
+    keep_every=config.ckpt.keep_every or None,
   )
   return Experiment(
     config, workdir, device_mesh, stage, trainer, frozen, provenance, abstract, checkpointer
@@ -109,7 +141,9 @@ def load_state(exp: Experiment) -> types.TrainState:
     return state
   optimizers, shardings = exp.trainer.optimizers, exp.trainer.state_shardings
   rng = jax.random.key(exp.config.seed)
-  init = jax.jit(functools.partial(step_lib.init_state, exp.stage, optimizers), out_shardings=shardings)
+  init = jax.jit(
+    functools.partial(step_lib.init_state, exp.stage, optimizers), out_shardings=shardings
+  )
   state = init(rng)
   if exp.config.init.path:
     params = {p: init_from(tree, exp.config.init, p) for p, tree in state.params.items()}
@@ -130,17 +164,28 @@ def init_from(params: types.Params, config: ml_collections.ConfigDict, player: s
   return trees.unflatten({**trees.flatten(params), **trees.flatten(loaded)})
 
 
+def open_tokenizer(config: ml_collections.ConfigDict) -> tokenizers.LLMTokenizer | None:
+  """The config's tokenizer, where it names one."""
+  return tokenizers.LLMTokenizer(config.data.tokenizer) if config.data.tokenizer else None
+
+
 def open_loaders(config: ml_collections.ConfigDict, names: Sequence[str]) -> dict[str, Any]:
-  """{stream: Loader} for the named streams of `config.data.streams`."""
-  tokenizer = tokenizers.LLMTokenizer(config.data.tokenizer) if config.data.tokenizer else None
+  """{stream: Loader or GlyphLoader} for the named streams of `config.data.streams`."""
+  tokenizer = open_tokenizer(config)
   loaders = {}
   for name in names:
     if name not in config.data.streams:
-      raise types.UserError(f"data.streams: no stream {name!r}{nearest(name, list(config.data.streams))}")
-    cfg = loader.make_config(config.data.streams[name].to_dict())
-    loaders[name] = loader.Loader(
-      cfg, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+      raise types.UserError(
+        f"data.streams: no stream {name!r}{nearest(name, list(config.data.streams))}"
+      )
+    fields = config.data.streams[name].to_dict()
+    hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    if (
+      "source" in fields
+    ):  # sheets of glyphs come from one data set, captioned pictures from a mixture
+      loaders[name] = glyphs.GlyphLoader(fields, **hosts)
+    else:
+      loaders[name] = loader.Loader(loader.make_config(fields), tokenizer, **hosts)
   return loaders
 
 
@@ -168,16 +213,25 @@ def _load_frozen(config, stage, rules, device_mesh):
   parts = {n: p for n, p in stage.parts().items() if n not in stage.players}
   for name in config.frozen:
     if name not in parts and config.frozen[name]:
-      raise types.UserError(f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(parts))}")
+      raise types.UserError(
+        f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(parts))}"
+      )
   frozen, provenance, shardings = {}, {}, {}
   for name, part in parts.items():
     if name not in config.frozen or not config.frozen[name]:
-      raise types.UserError(f"frozen.{name}: stage {config.stage.name} needs a weights folder for it")
+      raise types.UserError(
+        f"frozen.{name}: stage {config.stage.name} needs a weights folder for it"
+      )
     path = config.frozen[name]
     shardings[name] = sharding.infer(part.abstract, rules, device_mesh)
-    abstract = sharding.abstract(_with_dtype(part.abstract, config.train.frozen_dtype), shardings[name])
+    abstract = sharding.abstract(
+      _with_dtype(part.abstract, config.train.frozen_dtype), shardings[name]
+    )
     if path == RANDOM:
-      init = jax.jit(lambda rng, part=part: _with_dtype(part.init(rng), config.train.frozen_dtype), out_shardings=shardings[name])
+      init = jax.jit(
+        lambda rng, part=part: _with_dtype(part.init(rng), config.train.frozen_dtype),
+        out_shardings=shardings[name],
+      )
       frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
     else:
       file = os.path.join(path, f"{name}.safetensors")
@@ -190,12 +244,18 @@ def _with_dtype(tree: Any, dtype: str) -> Any:
   def cast(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
-    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+    return (
+      jax.ShapeDtypeStruct(x.shape, dtype)
+      if isinstance(x, jax.ShapeDtypeStruct)
+      else x.astype(dtype)
+    )
 
   return jax.tree.map(cast, tree)
 
 
-def _check_provenance(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> None:
+def _check_provenance(
+  saved: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]
+) -> None:
   for name, entry in saved.items():
     if name in now and entry["sha256"] != now[name]["sha256"]:
       raise types.UserError(

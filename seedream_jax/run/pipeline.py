@@ -7,8 +7,6 @@ Dims: B batch, H W latent grid, C channels.
 """
 
 import dataclasses
-import functools
-import json
 import os
 from collections.abc import Sequence
 
@@ -21,7 +19,7 @@ import tqdm
 from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.engine import checkpoint
-from seedream_jax.run import loop
+from seedream_jax.eval import evaluators
 from seedream_jax.run import open as open_lib
 
 PARTS = ("dit", "vae", "llm", "byt5")
@@ -42,7 +40,11 @@ class Pipeline:
   """A text-to-image model with its tokenizer, ready to sample."""
 
   def __init__(
-    self, config: ml_collections.ConfigDict, stage: types.Stage, params: dict[str, types.Params], tokenizer_path: str
+    self,
+    config: ml_collections.ConfigDict,
+    stage: types.Stage,
+    params: dict[str, types.Params],
+    tokenizer_path: str,
   ):
     self.config, self.stage, self.params = config, stage, params
     self.tokenizer = tokenizers.LLMTokenizer(tokenizer_path)
@@ -83,7 +85,12 @@ class Pipeline:
     return ids, np.stack(glyphs)
 
   def sample(
-    self, prompts: Sequence[str], noise_BHWC: np.ndarray, options: Options, *, progress: bool = False
+    self,
+    prompts: Sequence[str],
+    noise_BHWC: np.ndarray,
+    options: Options,
+    *,
+    progress: bool = False,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Draws every prompt from its noise.
 
@@ -129,21 +136,18 @@ class Pipeline:
 
 def open_pipeline(path: str) -> Pipeline:
   """Opens a weights folder or a training workdir; UserError says what is missing."""
-  config_path = os.path.join(path, "config.json")
-  if not os.path.exists(config_path):
-    raise types.UserError(f"--workdir {path}: no config.json there; expected a training workdir or a weights folder")
-  try:
-    with open(config_path, encoding="utf-8") as f:
-      config = ml_collections.ConfigDict(_tuples(json.load(f)))
-  except json.JSONDecodeError as e:
-    raise types.UserError(f"{config_path}: not JSON ({e})") from e
+  config = open_lib.read_config(path)
   if "stage" not in config or config.stage.get("name") != "denoise":
-    raise types.UserError(f"--workdir {path}: its config is not of a denoise stage, so it draws no pictures")
+    raise types.UserError(
+      f"--workdir {path}: its config is not of a denoise stage, so it draws no pictures"
+    )
   if os.path.isdir(os.path.join(path, "checkpoints")):
     return _from_workdir(config, path)
   stage = open_lib.make_stage(config)
   params = {
-    name: checkpoint.load_weights(os.path.join(path, f"{name}.safetensors"), _float32(stage.parts()[name].abstract))
+    name: checkpoint.load_weights(
+      os.path.join(path, f"{name}.safetensors"), _float32(stage.parts()[name].abstract)
+    )
     for name in PARTS
   }
   return Pipeline(config, stage, params, os.path.join(path, "tokenizer.model"))
@@ -154,25 +158,9 @@ def _from_workdir(config: ml_collections.ConfigDict, workdir: str) -> Pipeline:
   restored = exp.checkpointer.restore(exp.abstract_state)
   if restored is None:
     raise types.UserError(f"--workdir {workdir}: no whole checkpoint there yet")
-  params = {"dit": loop.eval_params(restored[0], "dit"), **exp.frozen}
+  params = {"dit": evaluators.eval_params(restored[0])["dit"], **exp.frozen}
   return Pipeline(config, exp.stage, params, config.data.tokenizer)
 
 
 def _float32(abstract: types.Params) -> types.Params:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), abstract)
-
-
-@functools.singledispatch
-def _tuples(value):
-  """JSON lists as the tuples configs are made of."""
-  return value
-
-
-@_tuples.register
-def _(value: list):
-  return tuple(_tuples(v) for v in value)
-
-
-@_tuples.register
-def _(value: dict):
-  return {k: _tuples(v) for k, v in value.items()}

@@ -57,7 +57,9 @@ class Trainer:
       donate_argnums=(0,),
     )
 
-  def flops(self, state: types.TrainState, frozen, batch, movers: tuple[str, ...], num_steps: int) -> int:
+  def flops(
+    self, state: types.TrainState, frozen, batch, movers: tuple[str, ...], num_steps: int
+  ) -> int:
     """Model FLOPs of one step of `movers`, from its jaxpr; `batch` leads with num_steps if > 1."""
 
     def shape(x, skip):
@@ -80,8 +82,10 @@ class Trainer:
     for player in movers:
       optimizer = self.optimizers[player]
       trained, rest = optimizer.split(params[player])
-      loss, grads = self._gradient(player, trained, rest, params, frozen, ema, batch, rng, state.step)
-      grads = jax.tree.map(lambda g: g / loss.weight, grads)
+      loss, grads = self._gradient(
+        player, trained, rest, params, frozen, ema, batch, rng, state.step
+      )
+      grads = {path: g / loss.weight for path, g in grads.items()}
       new_trained, new_opt, stats = optimizer.update(grads, opt[player], trained, state.step)
       finite = jnp.isfinite(loss.total) & jnp.isfinite(stats["grad_norm"])
       all_finite &= finite
@@ -128,19 +132,24 @@ class Trainer:
     micros = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], micros)
     zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda m: (grad_fn(trained, m)[0][1], trained), first)
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(lambda m: (grad_fn(trained, m)[0][1], trained), first),
     )
     (loss, grads), _ = jax.lax.scan(body, (zeros[0], constrain(zeros[1])), micros)
     # `assign` leaves are values, not sums: average them.
     return loss._replace(assign=jax.tree.map(lambda x: x / self.accum_steps, loss.assign)), grads
 
 
-def init_state(stage: types.Stage, optimizers: Mapping[str, optim.Optimizer], rng: jax.Array) -> types.TrainState:
+def init_state(
+  stage: types.Stage, optimizers: Mapping[str, optim.Optimizer], rng: jax.Array
+) -> types.TrainState:
   """The state at step 0, from scratch; call under jit with out_shardings so nothing is allocated twice."""
   return state_of(optimizers, stage.init(rng))
 
 
-def state_of(optimizers: Mapping[str, optim.Optimizer], params: dict[str, types.Params]) -> types.TrainState:
+def state_of(
+  optimizers: Mapping[str, optim.Optimizer], params: dict[str, types.Params]
+) -> types.TrainState:
   """The state at step 0 around given parameters."""
   opt = {p: o.init(o.split(params[p])[0]) for p, o in optimizers.items()}
   ema = {p: o.ema_init(params[p]) for p, o in optimizers.items()}

@@ -91,7 +91,7 @@ class Autoencode:
   ) -> types.Loss:
     """Sum over examples of the player's loss; the posterior's noise follows the example's id."""
     del ema
-    image_BHWC, id_B = pixels(batch["train"]["image_BHWC"]), batch["train"]["id_B"]
+    image_BHWC, id_B = vae.pixels(batch["train"]["image_BHWC"]), batch["train"]["id_B"]
     if player == "critic":
       return self._critic_loss(params, image_BHWC, id_B, rng)
     return self._vae_loss(params, frozen, image_BHWC, id_B, rng, step)
@@ -170,24 +170,21 @@ class Autoencode:
     """Images decoded from the posterior's mean, clipped to [-1, 1]."""
     del frozen, rng
     model = self._parts["vae"].bind(params["vae"])
-    mean_BHWC, _ = model.encode(pixels(batch["train"]["image_BHWC"]))
+    mean_BHWC, _ = model.encode(vae.pixels(batch["train"]["image_BHWC"]))
     return jnp.clip(model.decode(mean_BHWC).astype(jnp.float32), -1.0, 1.0)
 
   def _latents(self, params, frozen, batch, rng) -> jax.Array:
     """The posterior's mean, not normalised."""
     del frozen, rng
-    return self._parts["vae"].bind(params["vae"]).encode(pixels(batch["train"]["image_BHWC"]))[0]
+    return (
+      self._parts["vae"].bind(params["vae"]).encode(vae.pixels(batch["train"]["image_BHWC"]))[0]
+    )
 
   def _val_loss(self, params, frozen, batch, rng) -> tuple[jax.Array, jax.Array]:
     """(sum, weight) of the mean absolute error of reconstructions from the mean."""
-    image_BHWC = pixels(batch["train"]["image_BHWC"])
+    image_BHWC = vae.pixels(batch["train"]["image_BHWC"])
     recon_BHWC = self._reconstruct(params, frozen, batch, rng)
     return jnp.sum(per_example(jnp.abs(recon_BHWC - image_BHWC))), jnp.float32(image_BHWC.shape[0])
-
-
-def pixels(image_BHWC: jax.Array) -> jax.Array:
-  """uint8 to float32 in [-1, 1]."""
-  return image_BHWC.astype(jnp.float32) / 127.5 - 1.0
 
 
 def per_example(x: jax.Array) -> jax.Array:

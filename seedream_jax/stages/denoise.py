@@ -1,9 +1,10 @@
 """Rectified-flow training of the DiT: pretrain, CT, SFT and refiner are configs of this one stage.
 
 Dims: B batch, H W C latent, L LLM tokens, G glyph bytes.
-Loss: E || v_theta(x_t, t, c) - (eps - x0) ||^2 with t from a shifted density (SD3, Sec. 3; Seedream 2.0
-does not state its objective, 3.0 states this one). Noise, t and text drops follow the example's id:
-they are the same on any mesh and under any accumulation, and no example depends on its neighbours.
+Loss: E || v_theta(x_t, t, c) - (eps - x0) ||^2 with t from a shifted density (SD3, Sec. 3;
+Seedream 2.0 does not state its objective, 3.0 states this one). Noise, t and text drops follow the
+example's id: they are the same on any mesh and under any accumulation, and no example depends on
+its neighbours.
 """
 
 import dataclasses

@@ -112,6 +112,11 @@ class GlyphsTest(parameterized.TestCase):
       record = source.example(int(ident))
       np.testing.assert_array_equal(batch["sheet_BHWC"][i], sheet.decode(record["image"]))
       np.testing.assert_allclose(batch["boxes_BJN4"][i].reshape(-1, 4), record["boxes"])
+      image = batch["sheet_BHWC"][i]
+      scale = np.array([*image.shape[:2]] * 2)
+      for y0, x0, y1, x1 in np.rint(record["boxes"] * scale[None, :]).astype(int):
+        ink = (image[y0:y1, x0:x1] != image[0, 0]).any(-1)
+        self.assertTrue(all(side.any() for side in (ink[0], ink[-1], ink[:, 0], ink[:, -1])))
 
 
 if __name__ == "__main__":

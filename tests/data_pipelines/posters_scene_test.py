@@ -129,8 +129,9 @@ class SceneTest(parameterized.TestCase):
     self.assertGreater(found[True], 130)
 
   def test_ids_fit_a_batch(self):
-    ids = [splits.record_id(s, i) for s in splits.NAMES for i in (0, splits.MAX_RECORDS - 1)]
-    self.assertLen(set(ids), 2 * len(splits.NAMES))
+    rows = (0, 1, 2, 3, splits.MAX_RECORDS - 1)
+    ids = [splits.record_id(name, row) for name in splits.NAMES for row in rows]
+    self.assertLen(set(ids), len(rows) * len(splits.NAMES))
     self.assertLess(max(ids), 2**32)
 
   def test_unknown_world_names_the_nearest(self):

@@ -17,15 +17,18 @@ class FrechetTest(absltest.TestCase):
     q, _ = np.linalg.qr(rng.normal(size=(5, 5)))
     a, b, shift = np.array([1.0, 4, 9, 2, 0]), np.array([4.0, 1, 0.25, 2, 3]), rng.normal(size=5)
     got = frechet.distance(
-      frechet.Moments(np.zeros(5), q @ np.diag(a) @ q.T, 99), frechet.Moments(shift, q @ np.diag(b) @ q.T, 99)
+      frechet.Moments(np.zeros(5), q @ np.diag(a) @ q.T, 99),
+      frechet.Moments(shift, q @ np.diag(b) @ q.T, 99),
     )
     want = np.square(shift).sum() + np.square(np.sqrt(a) - np.sqrt(b)).sum()
     self.assertAlmostEqual(got, want, places=6)  # sqrt(eps) where an eigenvalue is 0
 
   def test_general_covariances_agree_with_the_product_form(self):
-    # tr (C_a C_b)^1/2 = sum of the roots of the product's eigenvalues, an independent way to the cross term.
+    # tr (C_a C_b)^1/2 is the sum of the roots of the product's eigenvalues.
     rng = np.random.default_rng(2)
-    a, b = (np.cov(rng.normal(size=(97, 7)) @ rng.normal(size=(7, 7)), rowvar=False) for _ in range(2))
+    a, b = (
+      np.cov(rng.normal(size=(97, 7)) @ rng.normal(size=(7, 7)), rowvar=False) for _ in range(2)
+    )
     got = frechet.distance(frechet.Moments(np.zeros(7), a, 97), frechet.Moments(np.zeros(7), b, 97))
     cross = np.sqrt(np.linalg.eigvals(a @ b).real.clip(0)).sum()
     self.assertAlmostEqual(got, np.trace(a) + np.trace(b) - 2 * cross, places=6)

@@ -1,4 +1,4 @@
-"""Cluster bootstrap: coverage, exact bounds at the ends, pairing, and the words a difference earns."""
+"""Cluster bootstrap: coverage, exact bounds at the ends, pairing, and verdicts."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -63,7 +63,10 @@ class StatsTest(parameterized.TestCase):
     self.assertEqual(stats.verdict(got), "equal")
 
   @parameterized.parameters(
-    (0.01, 0.09, "better"), (-0.2, -0.1, "worse"), (-0.02, 0.02, "equal"), (-0.02, 0.05, "undecided")
+    (0.01, 0.09, "better"),
+    (-0.2, -0.1, "worse"),
+    (-0.02, 0.02, "equal"),
+    (-0.02, 0.05, "undecided"),
   )
   def test_verdict(self, lo, hi, want):
     self.assertEqual(stats.verdict(stats.Interval((lo + hi) / 2, lo, hi, 9, 9)), want)

@@ -1,0 +1,60 @@
+r"""Collects trained parts into one weights folder that sample, evaluate and the next stage open.
+
+  python -m data_pipelines.pack --part dit=W/pretrain/weights --part vae=W/autoencoder/weights \
+    --tokenizer W/tokenizer.model --out weights/nano --dtype bfloat16
+
+Writes PART.safetensors, tokenizer.model, the config of the last part's run as config.json, and provenance.json:
+where each file came from, its sha256 and the step it was trained to.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+
+from absl import flags
+
+from seedream_jax import types
+from seedream_jax.engine import checkpoint
+from seedream_jax.run import cli
+
+_PART = flags.DEFINE_multi_string("part", [], "NAME=FOLDER; may be given several times.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "SentencePiece model to include.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of floating leaves.")
+flags.mark_flags_as_required(["part", "out"])
+
+
+def main(argv: Sequence[str]) -> int:
+  """Entry point."""
+  del argv
+  provenance, folder = {}, ""
+  for item in _PART.value:
+    name, _, folder = item.partition("=")
+    source = os.path.join(folder, f"{name}.safetensors")
+    if not os.path.exists(source):
+      raise types.UserError(f"--part {item}: {source} does not exist; expected NAME=FOLDER")
+    _, metadata = checkpoint.read_header(source)
+    target = os.path.join(_OUT.value, f"{name}.safetensors")
+    checkpoint.save_weights(
+      target, checkpoint.load_weights(source), dtype=_DTYPE.value, metadata=metadata
+    )
+    provenance[name] = {
+      **metadata,
+      "source_sha256": checkpoint.sha256(source),
+      "sha256": checkpoint.sha256(target),
+    }
+  if _TOKENIZER.value:
+    shutil.copyfile(_TOKENIZER.value, os.path.join(_OUT.value, "tokenizer.model"))
+    provenance["tokenizer"] = {"sha256": checkpoint.sha256(_TOKENIZER.value)}
+  shutil.copyfile(os.path.join(folder, "config.json"), os.path.join(_OUT.value, "config.json"))
+  with open(os.path.join(_OUT.value, "provenance.json"), "w", encoding="utf-8") as f:
+    json.dump(provenance, f, indent=1, sort_keys=True)
+  print(
+    json.dumps({"out": _OUT.value, "bytes": sum(e.stat().st_size for e in os.scandir(_OUT.value))})
+  )
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,249 @@
+"""The DiT's properties: what it must not depend on, what is a no-op at init, how large it is."""
+
+import dataclasses
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from flax import nnx
+
+from seedream_jax import types
+from seedream_jax.models import dit, layers
+
+B, H, W, C, L, G, E, EG = 2, 6, 10, 3, 7, 5, 13, 11  # EG: glyph width
+TINY = dict(
+  width=24,
+  depth=3,
+  num_heads=2,
+  latent_channels=C,
+  text_dim=E,
+  glyph_dim=EG,
+  max_text_len=17,
+  glyph_len=G,
+)
+
+
+def _part(**overrides):
+  cfg = dit.make_config("nano", **{**TINY, **overrides})
+  return types.Part.from_module(lambda rngs: dit.DiT(cfg, rngs=rngs))
+
+
+def _random(part, seed=0):
+  """Every leaf drawn: at init zero gates would hide what a test looks for."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), part.abstract
+  )
+
+
+def _inputs(height=H, width=W, length=L, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+  mask_BL = np.arange(length)[None] < np.array([[5], [7]])
+  mask_BG = np.arange(G)[None] < np.array([[0], [3]])
+  xt_BHWC = draw(B, height, width, C)
+  text = (draw(B, length, E), jnp.asarray(mask_BL), draw(B, G, EG), jnp.asarray(mask_BG))
+  return xt_BHWC, jnp.array([0.3, 0.8]), text
+
+
+def _jit(part, **kwargs):
+  def apply(params, xt_BHWC, t_B, text):
+    model = part.bind(params)
+    return model(xt_BHWC, t_B, model.splice(*text), **kwargs)
+
+  return jax.jit(apply)
+
+
+class DiTTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.part = _part()
+    cls.params = _random(cls.part)
+    cls.apply = staticmethod(_jit(cls.part))
+
+  @parameterized.parameters("single", "full")
+  def test_block_is_the_identity_at_init(self, adaln):
+    part = _part(adaln=adaln)
+    params = part.init(jax.random.key(0))
+    _, seen = _jit(part, taps=("txt", "img"))(params, *_inputs())
+    for x in seen.values():
+      self.assertGreater(float(jnp.abs(x[0]).max()), 0.1)
+      np.testing.assert_array_equal(x[1:], x[:-1])
+    frozen = params["blocks"]["layers"]["img"]["modulation"]  # and a gate that opens is seen
+    open_gates = jax.tree.map(lambda x: x + 0.1, frozen)
+    blocks = {"layers": {**params["blocks"]["layers"]}}
+    blocks["layers"]["img"] = {**blocks["layers"]["img"], "modulation": open_gates}
+    _, seen = _jit(part, taps=("img",))({**params, "blocks": blocks}, *_inputs())
+    self.assertGreater(float(jnp.abs(seen["img"][1] - seen["img"][0]).max()), 1e-3)
+
+  def test_velocity_is_zero_at_init(self):
+    out = self.apply(self.part.init(jax.random.key(0)), *_inputs())
+    np.testing.assert_array_equal(out, np.zeros((B, H, W, C)))
+
+  @parameterized.parameters((2, 2), (14, 4))
+  def test_any_aspect_ratio(self, height, width):
+    out = self.apply(self.params, *_inputs(height, width))
+    self.assertEqual((out.shape, out.dtype), ((B, height, width, C), jnp.float32))
+    self.assertTrue(np.isfinite(out).all())
+
+  def test_masked_text_has_no_influence_and_no_gradient(self):
+    xt_BHWC, t_B, (llm_BLE, mask_BL, byt5_BGE, mask_BG) = _inputs()
+
+    def f(llm_BLE, byt5_BGE):
+      return self.apply(self.params, xt_BHWC, t_B, (llm_BLE, mask_BL, byt5_BGE, mask_BG))
+
+    hidden_BL, hidden_BG = ~mask_BL[:, :, None], ~mask_BG[:, :, None]
+    changed = f(jnp.where(hidden_BL, 9.0, llm_BLE), jnp.where(hidden_BG, -9.0, byt5_BGE))
+    np.testing.assert_array_equal(changed, f(llm_BLE, byt5_BGE))
+    grads = jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1))(llm_BLE, byt5_BGE)
+    for grad, hidden in zip(grads, (hidden_BL, hidden_BG)):
+      np.testing.assert_array_equal(jnp.where(hidden, grad, 0), jnp.zeros_like(grad))
+      self.assertGreater(float(jnp.abs(grad).max()), 1e-4)
+
+  def test_order_of_text_enters_by_the_learned_position_only(self):
+    xt_BHWC, t_B, (llm_BLE, mask_BL, *glyphs) = _inputs()
+    order = np.array([3, 6, 0, 5, 2, 4, 1])
+    turned = (llm_BLE[:, order], mask_BL[:, order], *glyphs)
+    text = (llm_BLE, mask_BL, *glyphs)
+    gap = np.abs(
+      self.apply(self.params, xt_BHWC, t_B, text) - self.apply(self.params, xt_BHWC, t_B, turned)
+    )
+    self.assertGreater(gap.max(), 1e-2)
+    flat = {**self.params, "position": jnp.zeros_like(self.params["position"])}
+    np.testing.assert_allclose(
+      self.apply(flat, xt_BHWC, t_B, text), self.apply(flat, xt_BHWC, t_B, turned), atol=2e-4
+    )
+
+  def test_order_of_image_tokens_matters_by_rope_alone(self):
+    """With the text as a fixed origin, moving two patches is not moving the two outputs."""
+    xt_BHWC, t_B, text = _inputs()
+    rolled = self.apply(self.params, jnp.roll(xt_BHWC, 2, axis=2), t_B, text)
+    moved = jnp.roll(self.apply(self.params, xt_BHWC, t_B, text), 2, axis=2)
+    self.assertGreater(float(jnp.abs(rolled - moved).max()), 1e-2)
+
+  def test_prompt_in_a_larger_bucket_gives_the_same_picture(self):
+    xt_BHWC, t_B, (llm_BLE, mask_BL, *glyphs) = _inputs()
+    grown = (jnp.pad(llm_BLE, ((0, 0), (0, 4), (0, 0)), constant_values=3.0),)
+    grown += (jnp.pad(mask_BL, ((0, 0), (0, 4))), *glyphs)
+    np.testing.assert_allclose(
+      self.apply(self.params, xt_BHWC, t_B, grown),
+      self.apply(self.params, xt_BHWC, t_B, (llm_BLE, mask_BL, *glyphs)),
+      atol=2e-4,
+    )
+
+  def test_example_does_not_depend_on_its_neighbours(self):
+    xt_BHWC, t_B, text = _inputs()
+    other = jax.tree.map(lambda x: x.at[1].set(x[0]), (xt_BHWC, t_B, text))
+    got, want = self.apply(self.params, *other), self.apply(self.params, xt_BHWC, t_B, text)
+    np.testing.assert_array_equal(got[0], want[0])
+
+  def test_new_conditions_change_nothing_bit_for_bit(self):
+    part = _part(conds=("time", "size", "pooled", "guidance"), cond_channels=2)
+    fresh = part.init(jax.random.key(1))
+    params = {**fresh, **self.params, "cond": {**fresh["cond"], **self.params["cond"]}}
+    self.assertIn("channels_in", params)
+    self.assertIn("guidance", params["cond"])
+
+    def apply(params, xt_BHWC, t_B, text, new):
+      model = part.bind(params)
+      return model(xt_BHWC, t_B, model.splice(*text).replace(**new))
+
+    new = dict(guidance_B=jnp.array([2.0, 5.0]), channels_BHWC=jnp.ones((B, H, W, 2)))
+    apply, old = jax.jit(apply), self.apply(self.params, *_inputs())
+    np.testing.assert_array_equal(apply(params, *_inputs(), new), old)
+    params["channels_in"] = _random(part)["channels_in"]
+    self.assertGreater(float(jnp.abs(apply(params, *_inputs(), new) - old).max()), 0.01)
+
+  def test_scanned_blocks_equal_a_loop(self):
+    xt_BHWC, t_B, text = _inputs()
+
+    def looped(params):
+      model = self.part.bind(params)
+      graphdef, stacked = nnx.split(model.blocks.layers)
+      pick = lambda i: nnx.merge(graphdef, jax.tree.map(lambda x: x[i], stacked))  # noqa: E731
+      blocks = [pick(0), pick(1)]
+
+      def run(_, carry, call):
+        for block in blocks:
+          carry, _ = call(block, carry, None)
+        return carry, {}
+
+      with mock.patch.object(layers.Stack, "__call__", run):
+        return model(xt_BHWC, t_B, model.splice(*text))
+
+    got, want = jax.jit(looped)(self.params), self.apply(self.params, xt_BHWC, t_B, text)
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+  def test_taps_return_every_block_and_leave_the_output_alone(self):
+    xt_BHWC, t_B, text = _inputs()
+    v_BHWC, seen = _jit(self.part, taps=dit.TAPS)(self.params, xt_BHWC, t_B, text)
+    np.testing.assert_allclose(v_BHWC, self.apply(self.params, xt_BHWC, t_B, text), atol=1e-4)
+    shapes = {name: x.shape for name, x in seen.items()}
+    heads = (2, 12)
+    want = {"txt": (L + G, 24), "img": (15, 24)}
+    want |= {"txt_k": (L + G, *heads), "img_q": (15, *heads), "img_k": (15, *heads)}
+    self.assertEqual(shapes, {name: (3, B, *shape) for name, shape in want.items()})
+
+  def test_remat_changes_no_gradient(self):
+    def gradient(part):
+      return jax.grad(lambda p: jnp.sum(jnp.sin(_jit(part)(p, *_inputs()))))(self.params)
+
+    grads = [jax.tree.leaves(gradient(_part(remat=remat))) for remat in ("full", "none")]
+    for a, b in zip(*grads):
+      np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
+
+  def test_bfloat16_keeps_float32_masters_and_output(self):
+    part = _part(dtype="bfloat16")
+    self.assertEqual({x.dtype for x in jax.tree.leaves(part.abstract)}, {jnp.dtype("float32")})
+    got, want = (_jit(p)(self.params, *_inputs()) for p in (part, self.part))
+    self.assertEqual(got.dtype, jnp.float32)
+    self.assertLess(float(jnp.abs(got - want).max() / jnp.abs(want).max()), 0.1)
+
+  def test_last_block_has_no_text_update(self):
+    self.assertNotIn("mlp_in", self.part.abstract["last"]["txt"])
+    self.assertNotIn("q", self.part.abstract["last"]["txt"])
+    self.assertIn("mlp_in", _part(last_txt_after=True).abstract["last"]["txt"])
+
+  @parameterized.parameters(
+    dict(width=25), dict(adaln="none"), dict(depth=1), dict(conds=("time", "mood"))
+  )
+  def test_bad_config_is_named(self, **bad):
+    with self.assertRaisesRegex(types.UserError, str(next(iter(bad.values()))).strip("()")[-5:]):
+      _part(**bad)
+
+  def test_unknown_names_get_the_nearest(self):
+    with self.assertRaisesRegex(types.UserError, "nearest is 'width'"):
+      dit.make_config("nano", widht=3)
+    with self.assertRaisesRegex(types.UserError, "nearest is 'small'"):
+      dit.make_config("smal")
+
+  def test_prompt_that_is_too_long_is_named(self):
+    with self.assertRaisesRegex(ValueError, "19 LLM tokens.*17"):
+      self.apply(self.params, *_inputs(length=19))
+
+
+class VariantsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("nano", 8.5e6, 9.0e6), ("small", 4.5e8, 6e8), ("base", 1e9, 2e9), ("full", 8e9, 9e9)
+  )
+  def test_parameter_count(self, variant, low, high):
+    cfg = dit.make_config(variant)
+    part = types.Part.from_module(lambda rngs: dit.DiT(cfg, rngs=rngs))
+    count = sum(x.size for x in jax.tree.leaves(part.abstract))
+    self.assertBetween(count, low, high)
+
+  def test_accelerator_presets_fill_a_lane(self):
+    for variant in ("small", "base", "full"):
+      self.assertEqual(dit.make_config(variant).head_dim, 128)
+
+  def test_config_is_hashable_and_complete(self):
+    cfg = dit.make_config("nano", conds=["time", "size"])
+    self.assertEqual(cfg.conds, ("time", "size"))
+    hash(dataclasses.astuple(cfg))
+
+
+if __name__ == "__main__":
+  absltest.main()

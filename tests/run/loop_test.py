@@ -1,0 +1,208 @@
+"""The loop's promises: bit-exact resume, any mesh, any accumulation, one compile, nothing bad kept."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import align
+from seedream_jax import types
+from seedream_jax.engine import checkpoint, trees
+from seedream_jax.run import loop, step
+from seedream_jax.run import open as open_lib
+from tests.data import datasets
+
+
+@functools.cache
+def _world() -> tuple[str, str]:
+  """(data set, tokenizer) shared by the tests of this file."""
+  root = absltest.get_default_test_tmpdir()
+  data = datasets.write(os.path.join(root, "world"), 96)
+  return data, datasets.tokenizer(root).path
+
+
+def tiny_config(total_steps: int = 4, **mesh: int):
+  """A language model of a few thousand parameters on 8 captions a step."""
+  data, tokenizer = _world()
+  config = align.get_config(f"nano,mode=lm,data={data},tokenizer={tokenizer},steps={total_steps}")
+  config.model.llm.update(
+    dict(vocab_size=512, width=32, depth=2, num_heads=2, head_dim=16, mlp_dim=64)
+  )
+  for stream in config.data.streams.values():
+    stream.batch_size = 8
+    stream.sources = ((f"{data}:train", 1.0),)
+  config.sharding.mesh = dict(data=1, fsdp=1, tensor=1, context=1) | mesh
+  config.sharding.num_devices = 8 if mesh else 1
+  config.optim.ema = dict(eval=(".*", 0.9))
+  config.optim.warmup_steps = 2
+  config.train.log_every_steps = 1
+  config.train.count_flops = False
+  config.ckpt.every_steps = 2
+  config.eval.evaluators = dict()
+  return config
+
+
+def final(workdir: str) -> dict[str, np.ndarray]:
+  """The weights a finished run wrote."""
+  return trees.flatten(
+    checkpoint.load_weights(os.path.join(workdir, "weights", "llm.safetensors"))
+  )
+
+
+def losses(workdir: str) -> list[float]:
+  """The loss of every step in metrics.jsonl."""
+  with open(os.path.join(workdir, "metrics.jsonl")) as f:
+    rows = [json.loads(line) for line in f]
+  return [row["llm/loss"] for row in rows if "llm/loss" in row]
+
+
+def run(config) -> str:
+  """Trains in a fresh workdir; returns it."""
+  workdir = _fresh()
+  assert loop.train(config, workdir) == 0
+  return workdir
+
+
+_count = iter(range(1_000_000))
+
+
+def _fresh() -> str:
+  return os.path.join(absltest.get_default_test_tmpdir(), f"run{next(_count)}")
+
+
+class LoopTest(parameterized.TestCase):
+  def test_resume_is_bit_identical(self):
+    whole = run(tiny_config())
+    cut = _fresh()
+    exp = open_lib.open_config(tiny_config(), cut)
+    with jax.set_mesh(exp.mesh):
+      loaders = open_lib.open_loaders(exp.config, ["train"])
+      state = open_lib.load_state(exp)
+      update = exp.trainer.compiled(("llm",), 1)
+      for k in range(2):
+        batch = jax.tree.map(jax.numpy.asarray, {"train": loaders["train"].batch(k)})
+        state, _ = update(state, exp.frozen, batch)
+      exp.checkpointer.save(2, state, open_lib.meta_of(exp), wait=True)
+    self.assertEqual(loop.train(tiny_config(), cut), 0)
+    want, got = final(whole), final(cut)
+    self.assertEqual(want.keys(), got.keys())
+    for name, x in want.items():
+      np.testing.assert_array_equal(x, got[name], err_msg=name)
+    self.assertLen(losses(cut), 2)  # only steps 3 and 4 ran again
+
+  @parameterized.parameters(dict(fsdp=8), dict(fsdp=4, tensor=2), dict(data=2, fsdp=2, tensor=2))
+  def test_any_mesh_gives_the_single_device_curve(self, **mesh):
+    want = losses(run(tiny_config()))
+    np.testing.assert_allclose(losses(run(tiny_config(**mesh))), want, rtol=2e-5)
+
+  def test_accumulation_changes_nothing(self):
+    config = tiny_config()
+    config.train.accum_steps = 4
+    np.testing.assert_allclose(losses(run(config)), losses(run(tiny_config())), rtol=2e-6)
+
+  def test_fused_steps_change_nothing(self):
+    config = tiny_config()
+    config.train.steps_per_call = 2
+    config.data.streams.train.run_steps = 2
+    plain = tiny_config()
+    plain.data.streams.train.run_steps = 2
+    np.testing.assert_allclose(losses(run(config)), losses(run(plain)), rtol=2e-6)
+
+  def test_one_compile_per_bucket_and_players(self):
+    exp = open_lib.open_config(tiny_config(), _fresh())
+    with jax.set_mesh(exp.mesh):
+      loader = open_lib.open_loaders(exp.config, ["train"])["train"]
+      state = open_lib.load_state(exp)
+      update = exp.trainer.compiled(("llm",), 1)
+      seen = set()
+      for k in range(6):
+        seen.add(loader.bucket(k)[1])  # pictures are not read: text alone shapes the batch
+        batch = jax.tree.map(jax.numpy.asarray, {"train": loader.batch(k)})
+        state, _ = update(state, exp.frozen, batch)
+      self.assertEqual(update._cache_size(), len(seen))
+      self.assertIs(update, exp.trainer.compiled(("llm",), 1))
+
+  def test_a_bad_step_leaves_no_trace_and_several_stop_the_run(self):
+    config = tiny_config(total_steps=8)
+    config.train.max_bad_steps = 3
+    exp = open_lib.open_config(config, _fresh())
+    sick = _Sick(exp.stage, from_step=3)
+    trainer = step.Trainer(
+      sick,
+      exp.trainer.optimizers,
+      config.seed,
+      1,
+      exp.trainer.state_shardings,
+      exp.trainer.frozen_shardings,
+      exp.mesh,
+    )
+    exp.trainer = trainer
+    with jax.set_mesh(exp.mesh):
+      state = open_lib.load_state(exp)
+      loaders = open_lib.open_loaders(config, ["train"])
+      with self.assertRaisesRegex(types.UserError, "3 steps in a row.*last good checkpoint: step 2"):
+        loop._run(exp, state, loaders)
+      exp.checkpointer.wait()
+      self.assertEqual(exp.checkpointer.steps(), [2])
+
+  def test_another_frozen_part_is_refused(self):
+    with self.assertRaisesRegex(types.UserError, "frozen.vae: b has sha256 22.*trained with a"):
+      open_lib._check_provenance(
+        {"vae": {"path": "a", "sha256": "1" * 64}}, {"vae": {"path": "b", "sha256": "2" * 64}}
+      )
+
+  def test_killed_at_any_moment_the_same_command_ends_bit_identical(self):
+    whole = run(tiny_config(total_steps=6))
+    workdir = _fresh()
+    config_path = os.path.join(absltest.get_default_test_tmpdir(), "killed.py")
+    with open(config_path, "w") as f:
+      f.write(_CHILD.format(json=tiny_config(total_steps=6).to_json()))
+    command = [sys.executable, config_path, workdir]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    child = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    marker = os.path.join(workdir, "checkpoints", "step_00000002", "manifest.json")
+    while not os.path.exists(marker) and child.poll() is None:
+      pass
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    self.assertFalse(os.path.exists(os.path.join(workdir, "weights")))
+    self.assertEqual(subprocess.run(command, env=env, stderr=subprocess.DEVNULL).returncode, 0)
+    for name, x in final(whole).items():
+      np.testing.assert_array_equal(x, final(workdir)[name], err_msg=name)
+
+
+_CHILD = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import ml_collections
+from seedream_jax.run import loop, open as open_lib
+config = ml_collections.ConfigDict(open_lib._tuples(json.loads('''{json}''')))
+sys.exit(loop.train(config, sys.argv[1]))
+"""
+
+
+class _Sick:
+  """A stage whose loss turns NaN from a step on."""
+
+  def __init__(self, stage: types.Stage, from_step: int):
+    self._stage, self._from = stage, from_step
+    self.players = stage.players
+
+  def __getattr__(self, name):
+    return getattr(self._stage, name)
+
+  def loss(self, *args, step, **kwargs):
+    loss = self._stage.loss(*args, step=step, **kwargs)
+    poison = jax.numpy.where(step >= self._from, jax.numpy.nan, 1.0)
+    return loss._replace(total=loss.total * poison)
+
+
+if __name__ == "__main__":
+  absltest.main()
