@@ -279,7 +279,8 @@ def _check_manifest(folder: pathlib.Path, plan: Plan) -> None:
   path = folder / records.MANIFEST
   if not path.exists():
     return
-  manifest, models = json.loads(path.read_text()), plan.models()
+  manifest = json.loads(path.read_text())
+  models = json.loads(json.dumps(plan.models()))  # as JSON has them: a tuple is a list
   for key in sorted({*models, "llm", "tokenizer_sha256"}):
     if manifest.get(key) != models.get(key):
       raise types.UserError(

@@ -89,8 +89,9 @@ class Classifier(nnx.Module):
 
 
 def _halve(x_BHWC: jax.Array) -> jax.Array:
-  """Every second pixel: what the strided conv's windows start at, on odd grids too."""
-  return x_BHWC[:, ::2, ::2]
+  """Every second pixel, where the strided conv's windows start; an odd last row or column has none."""
+  h, w = (n // 2 * 2 for n in x_BHWC.shape[1:3])
+  return x_BHWC[:, :h:2, :w:2]
 
 
 def make_config(variant: str = "nano", **overrides) -> ClassifierConfig:

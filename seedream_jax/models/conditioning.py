@@ -115,13 +115,18 @@ class TextSplice(nnx.Module):
   The LLM's padded bucket comes first, then the bytes in fixed slots, masked where none is rendered.
   """
 
-  def __init__(self, glyph_dim: int, text_dim: int, *, dtype: str, rngs: nnx.Rngs):
+  def __init__(self, glyph_len: int, glyph_dim: int, text_dim: int, *, dtype: str, rngs: nnx.Rngs):
+    self.glyph_len = glyph_len
     self.mlp = MLP(glyph_dim, text_dim, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, llm_BLE: jax.Array, mask_BL: jax.Array, byt5_BGE: jax.Array, mask_BG: jax.Array
   ) -> types.Cond:
     """Condition of features and of masks that are True on tokens the DiT may see."""
+    if byt5_BGE.shape[1] != self.glyph_len:
+      raise types.UserError(
+        f"texts carry {byt5_BGE.shape[1]} glyph bytes, the DiT has glyph_len={self.glyph_len} slots"
+      )
     glyph_BGE = self.mlp(byt5_BGE).astype(llm_BLE.dtype)
     seen_BL1 = mask_BL[:, :, None].astype(jnp.float32)
     total_BE = jnp.sum(llm_BLE.astype(jnp.float32) * seen_BL1, axis=1)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from seedream_jax import types
 from seedream_jax.models import conditioning, layers, variants
-from seedream_jax.ops import attention, matmul, patch, rope
+from seedream_jax.ops import attention, matmul, partition, patch, rope
 
 TAPS = ("txt", "img", "txt_k", "img_q", "img_k")  # per-block outputs that `taps` may name
 
@@ -197,7 +197,9 @@ class DiT(nnx.Module):
     self.cfg = cfg
     patch_dim = cfg.patch**2 * cfg.latent_channels
     rows = cfg.max_text_len + cfg.glyph_len
-    self.splice = conditioning.TextSplice(cfg.glyph_dim, cfg.text_dim, dtype=cfg.dtype, rngs=rngs)
+    self.splice = conditioning.TextSplice(
+      cfg.glyph_len, cfg.glyph_dim, cfg.text_dim, dtype=cfg.dtype, rngs=rngs
+    )
     self.txt_in = _linear(cfg, cfg.text_dim, cfg.width, rngs)
     self.position = nnx.Param(_INIT["position"](rngs.params(), (rows, cfg.width), jnp.float32))
     self.img_in = _linear(cfg, patch_dim, cfg.width, rngs)
@@ -240,14 +242,14 @@ class DiT(nnx.Module):
     types.check_dims(xt_BHWC=xt_BHWC, t_B=t_B, txt_BTE=cond.txt_BTE, mask_BT=cond.mask_BT)
     if size_B2 is None:
       size_B2 = jnp.broadcast_to(jnp.array([[h, w]]) * cfg.downsample, (batch, 2))
-    vec_BD = self.cond(t_B, cond, size_B2)
+    vec_BD = partition.by_batch(self.cond(t_B, cond, size_B2))
     txt_BTD, img_BID = self._embed(xt_BHWC, cond)
     mask_BS = jnp.concatenate([cond.mask_BT, jnp.ones(img_BID.shape[:2], bool)], axis=1)
     cos, sin = self._rope(h // cfg.patch, w // cfg.patch)
     mods = self._mods(vec_BD)
 
     def call(block, carry, _):
-      *carry, seen = block(*carry, mods, mask_BS, cos, sin)
+      *carry, seen = block(*map(partition.by_batch, carry), mods, mask_BS, cos, sin)
       return tuple(carry), {name: seen[name] for name in taps}
 
     carry, seen = self.blocks((txt_BTD, img_BID), call)

@@ -211,7 +211,8 @@ class Encoder(nnx.Module):
     self.mid_block = MidBlock(cfg, widths[-1], rngs=rngs)
     self.conv_norm_out = GroupNorm(widths[-1], cfg.norm_groups, rngs=rngs)
     self.conv_out = Conv(widths[-1], 2 * cfg.latent_channels, 3, dtype=cfg.dtype, rngs=rngs)
-    self.conv_out.bias.value = self.conv_out.bias[...].at[cfg.latent_channels :].set(_LOGVAR_INIT)
+    bias = self.conv_out.bias
+    bias[...] = bias[...].at[cfg.latent_channels :].set(_LOGVAR_INIT)
 
   def __call__(self, image_BHWC: jax.Array) -> jax.Array:
     """moments_BHWC: mean, then log-variance."""

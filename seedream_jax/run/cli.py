@@ -1,6 +1,7 @@
 """How every verb starts and fails: exit 2 and one line for what the user got wrong, never a traceback."""
 
 import fcntl
+import logging as py_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -52,12 +53,18 @@ def claim(workdir: str) -> IO[str]:
   return lock
 
 
+def _is_ours(record: py_logging.LogRecord) -> bool:
+  """Ours, or a warning: Orbax and TFDS tell more than a user wants to read, through the same logger."""
+  return record.levelno >= py_logging.WARNING or "site-packages" not in record.pathname
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
   """Runs a verb's `main(argv)`; its return value is the exit code (None = 0)."""
 
   def guarded(argv):
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(_is_ours)
     try:
       sys.exit(main(argv) or 0)
     except types.UserError as e:

@@ -113,6 +113,14 @@ class EvaluatorsTest(parameterized.TestCase):
     self.assertTrue(all(a < b for a, b in itertools.pairwise(level)))  # ids in reading order
     self.assertGreater(first[:5, :7].std(), 0)
 
+  def test_sample_grid_follows_its_seed(self):
+    writer = _Writer()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+      plugin = evaluators.SampleGrid(name, _sample, _Stream(), latent_shape=(5, 7, 2), seed=seed)
+      plugin.run(_run(), _state(), 0, writer)
+    np.testing.assert_array_equal(writer.seen["a", 0], writer.seen["b", 0])
+    self.assertFalse(np.array_equal(writer.seen["a", 0], writer.seen["c", 0]))
+
   def test_sample_grid_writes_prompts(self):
     tiny.require_fonts()
     seen = []

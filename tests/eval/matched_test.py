@@ -47,6 +47,14 @@ class MatchedTest(parameterized.TestCase):
     image = tiny.put(tiny.put(tiny.canvas("blue"), "🐼", 34, (32, 18)), "🐳", 26, (32, 50))
     self.assertCountEqual([d.emoji for d in _FILTER.detect(image)], ["🐼", "🐳"])
 
+  def test_what_one_scan_cannot_hold_is_left_to_the_next(self):
+    image = tiny.canvas("pink", (64, 90))
+    names = tiny.SUBJECTS[:6]
+    self.assertGreater(len(names), matched.MAX_PLACES)
+    for i, emoji in enumerate(names):
+      image = tiny.put(image, emoji, 28, (16 + 32 * (i // 3), 15 + 30 * (i % 3)))
+    self.assertCountEqual([d.emoji for d in _FILTER.detect(image)], names)
+
   def test_over_the_edge(self):
     (found,) = _FILTER.detect(tiny.put(tiny.canvas("green"), "🐼", 30, (12, 52)))
     self.assertEqual((found.emoji, found.center), ("🐼", (12.0, 52.0)))

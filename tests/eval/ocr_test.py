@@ -47,10 +47,18 @@ class OcrTest(parameterized.TestCase):
     together = recognizer(lines)
     self.assertEqual(together, [recognizer([line])[0] for line in lines])
 
+  def test_repeats_merge_unless_a_blank_parts_them(self):
+    recognizer = ocr.Recognizer()
+    once = recognizer._decode(np.array([0, 5, 5, 5, 0]))
+    self.assertLen(once, 1)
+    self.assertEqual(recognizer._decode(np.array([5, 5, 0, 5])), 2 * once)
+
   def test_an_empty_zone_reads_nothing(self):
     rng = np.random.default_rng(0)
     noisy = np.clip(tiny.canvas("pink") + rng.normal(0, 5, (64, 64, 3)), 0, 255).astype(np.uint8)
-    self.assertEqual(ocr.read([tiny.canvas("blue"), noisy], [TOP] * 2, ocr.Recognizer()), ["", ""])
+    for image in (tiny.canvas("blue"), noisy):
+      self.assertFalse(ocr.ink(image, TOP).any())
+      self.assertEqual(ocr.read([image], [TOP], ocr.Recognizer()), [""])
 
   def test_trim_is_tight(self):
     image = tiny.canvas("white")
@@ -71,7 +79,7 @@ class OcrTest(parameterized.TestCase):
     ),
   )
   def test_disturbance_leaves_the_ink(self, disturb):
-    image = _line("中秋")
+    image = _line("LOVE")
     want = ocr.ink(image, TOP)
     got = ocr.ink(disturb(image, np.random.default_rng(1)), TOP)
     for axis in (0, 1):

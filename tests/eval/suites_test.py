@@ -148,7 +148,7 @@ class SuitesTest(parameterized.TestCase):
         marks[:, None, None, None], (len(batch), *batch[0]["scene"]["size"], 3)
       )
 
-    result = _run(sample_fn, prompts, batch_size=4)
+    result = _run(sample_fn, prompts, batch_size=3)
     self.assertTrue(all(len(s) == 1 for s in sizes))
     for image, prompt in zip(result.images, result.prompts):
       self.assertEqual(image[0, 0, 0], prompt["id"].startswith("wide"))

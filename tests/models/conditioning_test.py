@@ -78,7 +78,7 @@ class TextSpliceTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(1)
-    self.splice = conditioning.TextSplice(13, E, dtype="float32", rngs=nnx.Rngs(0))
+    self.splice = conditioning.TextSplice(G, 13, E, dtype="float32", rngs=nnx.Rngs(0))
     self.llm_BLE = jnp.asarray(rng.standard_normal((B, L, E)), jnp.float32)
     self.byt5_BGE = jnp.asarray(rng.standard_normal((B, G, 13)), jnp.float32)
     self.mask_BL = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
@@ -99,6 +99,10 @@ class TextSpliceTest(parameterized.TestCase):
   def test_pooled_of_nothing_is_zero(self):
     cond = self.splice(self.llm_BLE, self.mask_BL & False, self.byt5_BGE, self.mask_BG)
     np.testing.assert_array_equal(cond.vec_BE, np.zeros((B, E)))
+
+  def test_bytes_without_a_slot_are_named(self):
+    with self.assertRaisesRegex(types.UserError, "2 glyph bytes.*glyph_len=3"):
+      self.splice(self.llm_BLE, self.mask_BL, self.byt5_BGE[:, :2], self.mask_BG[:, :2])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The DiT's properties: what it must not depend on, what is a no-op at init, how large it is."""
 
 import dataclasses
+import re
 from unittest import mock
 
 import jax
@@ -10,6 +11,7 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from seedream_jax import types
+from seedream_jax.engine import mesh, sharding
 from seedream_jax.models import dit, layers
 
 B, H, W, C, L, G, E, EG = 2, 6, 10, 3, 7, 5, 13, 11  # EG: glyph width
@@ -201,6 +203,20 @@ class DiTTest(parameterized.TestCase):
     got, want = (_jit(p)(self.params, *_inputs()) for p in (part, self.part))
     self.assertEqual(got.dtype, jnp.float32)
     self.assertLess(float(jnp.abs(got - want).max() / jnp.abs(want).max()), 0.1)
+
+  def test_fsdp_gathers_parameters_and_never_the_batch(self):
+    device_mesh = mesh.make({"fsdp": 8})
+    shard = sharding.infer(self.params, ((".*kernel", ("fsdp?", None)), (".*", ())), device_mesh)
+    batch = jax.tree.map(lambda x: jnp.concatenate([x] * 4), _inputs())
+    apply, want = _jit(self.part), self.apply(self.params, *_inputs())
+    with jax.set_mesh(device_mesh):
+      inputs = jax.device_put((self.params, *batch), (shard, *[sharding.batch(device_mesh)] * 3))
+      text = apply.lower(*inputs).compile().as_text()
+      got = apply(*inputs)
+    np.testing.assert_allclose(got, jnp.concatenate([want] * 4), atol=2e-4)
+    gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather", text)
+    self.assertIn("24,24", gathered)  # a projection
+    self.assertEmpty([shape for shape in gathered if shape.startswith("8,")])  # activations
 
   def test_last_block_has_no_text_update(self):
     self.assertNotIn("mlp_in", self.part.abstract["last"]["txt"])

@@ -1,0 +1,85 @@
+"""Every shipped config: its groups, its parts, its shardings."""
+
+import functools
+import importlib
+import os
+import pathlib
+
+import jax
+import ml_collections
+from absl.testing import absltest, parameterized
+
+from seedream_jax.engine import mesh, sharding
+from seedream_jax.run import open as open_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+PRESETS = ("nano", "small", "base", "full")
+EXPERIMENTS = [("autoencoder", ""), ("pretrain", "")] + [
+  ("align", f",mode={m}") for m in ("lm", "pair", "glyph")
+]
+CASES = [(name, preset, rest) for name, rest in EXPERIMENTS for preset in PRESETS]
+
+
+@functools.cache
+def config_of(name: str, arg: str) -> ml_collections.ConfigDict:
+  return importlib.import_module(f"experiments.{name}").get_config(arg)
+
+
+class ConfigsTest(parameterized.TestCase):
+  def test_no_experiment_is_forgotten(self):
+    files = {p.stem for p in (ROOT / "experiments").glob("*.py")} - {"__init__", "common"}
+    self.assertEqual(files, {name for name, _ in EXPERIMENTS})
+
+  @parameterized.parameters(*CASES)
+  def test_groups_and_parts(self, name, preset, rest):
+    config = config_of(name, preset + rest)
+    self.assertEqual(set(config), set(open_lib.GROUPS))
+    stage = open_lib.make_stage(config)
+    frozen = set(stage.parts()) - set(stage.players)
+    self.assertEqual(set(config.frozen), frozen)
+    for player in config.optim.players:
+      self.assertIn(player, stage.players)
+
+  @parameterized.parameters(*PRESETS)
+  def test_golden_sharding(self, preset):
+    config = config_of("pretrain", preset)
+    devices = mesh.make(dict(data=1, fsdp=4, tensor=2))
+    abstract = open_lib.make_stage(config).parts()["dit"].abstract
+    table = sharding.table(abstract, sharding.infer(abstract, config.sharding.rules, devices))
+    path = GOLDEN / f"pretrain_{preset}.txt"
+    text = "\n".join(table) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(text)
+    self.assertEqual(
+      path.read_text(), text, "shardings changed; if meant, run this test with UPDATE_GOLDEN=1"
+    )
+
+  def test_full_is_eight_billion_and_wholly_sharded_where_it_is_big(self):
+    config = config_of("pretrain", "full")
+    part = open_lib.make_stage(config).parts()["dit"]
+    leaves = jax.tree.leaves(part.abstract)
+    self.assertGreaterEqual(sum(x.size for x in leaves), 8_000_000_000)
+    devices = mesh.make(dict(data=1, fsdp=4, tensor=2))
+    for leaf, shard in zip(
+      leaves, jax.tree.leaves(sharding.infer(part.abstract, config.sharding.rules, devices))
+    ):
+      if leaf.size > 50_000_000:
+        self.assertFalse(shard.is_fully_replicated, leaf.shape)
+
+  def test_an_unknown_option_is_refused_with_the_nearest(self):
+    with self.assertRaisesRegex(ValueError, "nearest: nano"):
+      importlib.import_module("experiments.pretrain").get_config("nanno")
+
+
+class RatchetTest(absltest.TestCase):
+  def test_files_stay_small_and_named(self):
+    for folder in ("seedream_jax", "data_pipelines", "experiments"):
+      for path in (ROOT / folder).rglob("*.py"):
+        self.assertLessEqual(len(path.read_text().splitlines()), 500, str(path))
+        self.assertNotIn(path.name, ("utils.py", "helpers.py", "misc.py"))
+
+
+if __name__ == "__main__":
+  absltest.main()
