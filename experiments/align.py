@@ -1,10 +1,12 @@
 r"""Aligning the text encoders before the DiT sees them (Seedream 2.0, Secs. 3.2-3.3).
 
   python -m seedream_jax.train --config experiments/align.py:nano,mode=lm,data=OUT --workdir /tmp/lm
-  python -m seedream_jax.train --config experiments/align.py:nano,mode=pair,data=OUT,init=/tmp/lm/weights --workdir /tmp/pair
+  python -m seedream_jax.train --config experiments/align.py:nano,mode=pair,data=OUT,init=/tmp/lm/weights \
+    --workdir /tmp/pair
   python -m seedream_jax.train --config experiments/align.py:nano,mode=glyph,data=OUT --workdir /tmp/glyph
 
-Modes: lm = causal language modelling on captions; pair = the LLM on image-text pairs; glyph = ByT5 against glyph images.
+Modes: lm = causal language modelling on captions; pair = the LLM on image-text pairs; glyph = ByT5
+against glyph images.
 Presets: nano (2 CPU cores), small, base and full (published LLM and ByT5 sizes; not yet run).
 """
 

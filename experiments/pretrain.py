@@ -10,7 +10,7 @@ Measured costs and results stand in docs/evidence.md; small, base and full are n
 
 from experiments import common
 
-# batch, pixels, LLM buckets, glyph bytes, DiT / VAE / LLM / ByT5 variants, lr, steps, shift (SD3 eq. 23, base 64 px or 512 px)
+# `shift` is SD3's alpha (eq. 23), of the preset's own size; `fsdp` -1 = over all chips.
 PRESETS = {
   "nano": dict(
     batch=64, text_buckets=(16, 32, 64), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",

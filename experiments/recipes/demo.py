@@ -1,6 +1,6 @@
 r"""`make demo`: posters, 200 steps of pretraining continued from weights/nano, a sheet of 16 prompts, a smoke score.
 
-  python -m seedream_jax.recipe --config experiments/recipes/demo.py --workdir out/demo
+python -m seedream_jax.recipe --config experiments/recipes/demo.py --workdir out/demo
 """
 
 from ml_collections import config_dict

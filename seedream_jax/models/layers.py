@@ -28,7 +28,12 @@ class Stack(nnx.Module):
   """
 
   def __init__(
-    self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str = "none", rngs: nnx.Rngs
+    self,
+    make_block: Callable[[nnx.Rngs], nnx.Module],
+    depth: int,
+    *,
+    remat: str = "none",
+    rngs: nnx.Rngs,
   ):
     self.layers = nnx.vmap(make_block, in_axes=0, out_axes=0)(rngs.split(depth))
     self.remat = remat
@@ -55,6 +60,7 @@ class RMSNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Norms the last dim."""
     x_f32 = x.astype(jnp.float32)
     rms = jnp.sqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.eps)
     scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
@@ -65,4 +71,6 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
   """LayerNorm without affine, in float32; adaLN supplies scale and shift."""
   x_f32 = x.astype(jnp.float32)
   x_f32 = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
-  return (x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+  return (x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + eps)).astype(
+    x.dtype
+  )

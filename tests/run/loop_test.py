@@ -50,9 +50,7 @@ def tiny_config(total_steps: int = 4, **mesh: int):
 
 def final(workdir: str) -> dict[str, np.ndarray]:
   """The weights a finished run wrote."""
-  return trees.flatten(
-    checkpoint.load_weights(os.path.join(workdir, "weights", "llm.safetensors"))
-  )
+  return trees.flatten(checkpoint.load_weights(os.path.join(workdir, "weights", "llm.safetensors")))
 
 
 def losses(workdir: str) -> list[float]:
@@ -146,7 +144,9 @@ class LoopTest(parameterized.TestCase):
     with jax.set_mesh(exp.mesh):
       state = open_lib.load_state(exp)
       loaders = open_lib.open_loaders(config, ["train"])
-      with self.assertRaisesRegex(types.UserError, "3 steps in a row.*last good checkpoint: step 2"):
+      with self.assertRaisesRegex(
+        types.UserError, "3 steps in a row.*last good checkpoint: step 2"
+      ):
         loop._run(exp, state, loaders)
       exp.checkpointer.wait()
       self.assertEqual(exp.checkpointer.steps(), [2])
