@@ -52,14 +52,16 @@ def contrastive_loss(
 
 
 def hard_loss(x_MNP: jax.Array, y_MNP: jax.Array, scale: jax.Array) -> jax.Array:
-  """Glyph-ByT5's L_hard: each true pair (n = 0) against its own augmented strings and boxes.
+  """Each box against its siblings' strings and each string against its siblings' boxes, [M, N].
 
-  As `contrastive_loss` with Z_x = sum_n e^{t x_m0.y_mn} and Z_y = sum_n e^{t x_mn.y_m0}.
+  Siblings are a true string (n = 0) and its hard negatives. Column 0 is Glyph-ByT5's L_hard, as
+  `contrastive_loss` with Z_x = sum_n e^{t x_m0.y_mn} and Z_y = sum_n e^{t x_mn.y_m0}; the others
+  take each negative, which is rendered too, as the true one.
   """
-  x_logits_MN = scale * jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP)
-  y_logits_MN = scale * jnp.einsum("mnp,mp->mn", x_MNP, y_MNP[:, 0])
-  log_zx_M, log_zy_M = (jax.nn.logsumexp(z, axis=1) for z in (x_logits_MN, y_logits_MN))
-  return (log_zx_M + log_zy_M) / 2 - x_logits_MN[:, 0]
+  logits_MNN = scale * jnp.einsum("mip,mjp->mij", x_MNP, y_MNP)
+  right_MN = jnp.diagonal(logits_MNN, axis1=1, axis2=2)
+  log_zx_MN, log_zy_MN = (jax.nn.logsumexp(logits_MNN, axis=axis) for axis in (2, 1))
+  return (log_zx_MN + log_zy_MN) / 2 - right_MN
 
 
 class _Align:
@@ -197,6 +199,9 @@ class Pair(_Align):
 class Glyph(_Align):
   """Mode `glyph`: L_box + L_hard between ByT5 and a tower over rendered sheets.
 
+  `config.stage.anchors`: "true" is the paper; "all" also takes each hard negative, which has a box
+  of its own, as an anchor: N times the pairs for the same encoders' work.  # ours
+
   Reads `sheet_BHWC` (uint8), `boxes_BJN4` (y0, x0, y1, x1 as fractions) and `byt5_ids_BJNG`.
   """
 
@@ -214,6 +219,9 @@ class Glyph(_Align):
       }
     )
     self._hard_weight = config.stage.hard_weight
+    self._all_cells = config.stage.anchors == "all"
+    if config.stage.anchors not in ("true", "all"):
+      raise types.UserError(f"stage.anchors: {config.stage.anchors!r}, expected true or all")
 
   def embed(
     self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
@@ -231,21 +239,24 @@ class Glyph(_Align):
   def objective(
     self, params: dict[str, types.Params], stream: Mapping[str, jax.Array]
   ) -> types.Loss:
-    """Mean over true boxes of L_box + hard_weight L_hard."""
+    """Mean over anchors of L_box + hard_weight L_hard."""
     x_MNP, y_MNP = self.embed(params, stream)
+    m, n, _ = x_MNP.shape
     scale = self._parts["glyph_tower"].bind(params["glyph_tower"]).scale()
-    true_MG = stream["byt5_ids_BJNG"][:, :, 0].reshape(len(x_MNP), -1)
-    same_MM = jnp.all(true_MG[:, None] == true_MG[None], axis=-1)
-    box_M = contrastive_loss(x_MNP[:, 0], y_MNP[:, 0], scale, same_MM)
-    hard_M = hard_loss(x_MNP, y_MNP, scale)
-    total = jnp.sum(box_M) + self._hard_weight * jnp.sum(hard_M)
-    weight = jnp.asarray(len(x_MNP), jnp.float32)
+    cells = n if self._all_cells else 1
+    ids_MNG = stream["byt5_ids_BJNG"].reshape(m, n, -1)
+    ids_AG, x_AP, y_AP = (v[:, :cells].reshape(m * cells, -1) for v in (ids_MNG, x_MNP, y_MNP))
+    same_AA = jnp.all(ids_AG[:, None] == ids_AG[None], axis=-1)
+    box_A = contrastive_loss(x_AP, y_AP, scale, same_AA)
+    hard_MN = hard_loss(x_MNP, y_MNP, scale)[:, :cells]
+    total = jnp.sum(box_A) + self._hard_weight * jnp.sum(hard_MN)
+    weight = jnp.asarray(len(ids_AG), jnp.float32)
     score_MN = jnp.einsum("mp,mnp->mn", x_MNP[:, 0], y_MNP)
     right_M = score_MN[:, 0] > jnp.max(score_MN[:, 1:], axis=1, initial=-2.0)  # a tie is wrong
     metrics = {
-      "glyph/box_loss": (jnp.sum(box_M), weight),
-      "glyph/hard_loss": (jnp.sum(hard_M), weight),
-      "glyph/hard_accuracy": (jnp.sum(right_M).astype(jnp.float32), weight),
+      "glyph/box_loss": (jnp.sum(box_A), weight),
+      "glyph/hard_loss": (jnp.sum(hard_MN), weight),
+      "glyph/hard_accuracy": (jnp.sum(right_M).astype(jnp.float32), jnp.asarray(m, jnp.float32)),
       "glyph/scale": (scale, jnp.ones(())),
     }
     return types.Loss(total, weight, metrics, {})

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from tests.data import datasets
 @functools.cache
 def _world() -> tuple[str, str]:
   """(data set, tokenizer) shared by the tests of this file."""
-  root = absltest.get_default_test_tmpdir()
+  root = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir())
   data = datasets.write(os.path.join(root, "world"), 96)
   return data, datasets.tokenizer(root).path
 
@@ -43,7 +44,7 @@ def tiny_config(total_steps: int = 4, **mesh: int):
   config.optim.warmup_steps = 2
   config.train.log_every_steps = 1
   config.train.count_flops = False
-  config.ckpt.every_steps = 2
+  config.ckpt.every_steps = 2 if total_steps < 10 else 4
   config.eval.evaluators = dict()
   return config
 
@@ -67,11 +68,8 @@ def run(config) -> str:
   return workdir
 
 
-_count = iter(range(1_000_000))
-
-
 def _fresh() -> str:
-  return os.path.join(absltest.get_default_test_tmpdir(), f"run{next(_count)}")
+  return os.path.join(tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir()), "run")
 
 
 class LoopTest(parameterized.TestCase):
@@ -158,15 +156,15 @@ class LoopTest(parameterized.TestCase):
       )
 
   def test_killed_at_any_moment_the_same_command_ends_bit_identical(self):
-    whole = run(tiny_config(total_steps=6))
+    whole = run(tiny_config(total_steps=16))
     workdir = _fresh()
     config_path = os.path.join(absltest.get_default_test_tmpdir(), "killed.py")
     with open(config_path, "w") as f:
-      f.write(_CHILD.format(json=tiny_config(total_steps=6).to_json()))
+      f.write(_CHILD.format(json=tiny_config(total_steps=16).to_json()))
     command = [sys.executable, config_path, workdir]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
     child = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    marker = os.path.join(workdir, "checkpoints", "step_00000002", "manifest.json")
+    marker = os.path.join(workdir, "checkpoints", "step_00000004", "manifest.json")
     while not os.path.exists(marker) and child.poll() is None:
       pass
     child.send_signal(signal.SIGKILL)

@@ -26,7 +26,7 @@ MODES = {
   "lm": dict(stage=dict(mode="lm"), model=dict(llm=LLM)),
   "pair": dict(stage=dict(mode="pair", lm_weight=0.5), model=dict(llm=LLM, tower=TOWER)),
   "glyph": dict(
-    stage=dict(mode="glyph", hard_weight=1.0),
+    stage=dict(mode="glyph", hard_weight=1.0, anchors="true"),
     model=dict(byt5=BYT5, glyph_tower=dict(TOWER, bins=(2, 3), text_hidden=13)),
   ),
 }
@@ -107,8 +107,13 @@ class LossTest(parameterized.TestCase):
       z_x = sum(np.exp(t * x_MNP[m, 0] @ y_MNP[m, n]) for n in range(4))
       z_y = sum(np.exp(t * x_MNP[m, n] @ y_MNP[m, 0]) for n in range(4))
       want -= (np.log(right / z_x) + np.log(right / z_y)) / (2 * 5)
-    got = jnp.mean(align.hard_loss(jnp.asarray(x_MNP), jnp.asarray(y_MNP), jnp.asarray(t)))
-    self.assertAlmostEqual(float(got), want, places=5)
+    got_MN = align.hard_loss(jnp.asarray(x_MNP), jnp.asarray(y_MNP), jnp.asarray(t))
+    self.assertAlmostEqual(float(jnp.mean(got_MN[:, 0])), want, places=5)
+    # Another column is what the paper would say if that cell were the true one.
+    swapped = (jnp.asarray(v[:, [2, 1, 0, 3]]) for v in (x_MNP, y_MNP))
+    np.testing.assert_allclose(
+      got_MN[:, 2], align.hard_loss(*swapped, jnp.asarray(t))[:, 0], rtol=1e-5
+    )
 
   def test_twins_are_no_negatives(self):
     rng = np.random.default_rng(0)
@@ -152,7 +157,7 @@ class LossTest(parameterized.TestCase):
       x_MNP, y_MNP = embed(p)
       t = jnp.asarray(10.0)
       box_M = align.contrastive_loss(x_MNP[:, 0], y_MNP[:, 0], t)
-      return jnp.sum(box_M) + hard_weight * jnp.sum(align.hard_loss(x_MNP, y_MNP, t))
+      return jnp.sum(box_M) + hard_weight * jnp.sum(align.hard_loss(x_MNP, y_MNP, t)[:, 0])
 
     @jax.jit
     def accuracy(hard_weight):
@@ -208,17 +213,27 @@ class StageTest(parameterized.TestCase):
     self.assertGreater(lm, 0)
     self.assertAlmostEqual(float(with_lm.total - without.total), 0.5 * lm, places=3)
 
-  def test_glyph_total_is_box_plus_hard(self):
-    stage, batch = _stage("glyph"), _batch("glyph")
+  @parameterized.parameters(("true", 6), ("all", 24))
+  def test_glyph_total_is_box_plus_hard(self, anchors, weight):
+    stage, batch = _stage("glyph", anchors=anchors), _batch("glyph")
     params = _params(stage)
-    loss = _loss(stage, params, batch)
-    x_MNP, y_MNP = stage.embed(params, batch["train"])
-    self.assertEqual(x_MNP.shape, (6, 4, 11))
-    scale = stage.parts()["glyph_tower"].bind(params["glyph_tower"]).scale()
-    box = jnp.sum(align.contrastive_loss(x_MNP[:, 0], y_MNP[:, 0], scale))
-    hard = jnp.sum(align.hard_loss(x_MNP, y_MNP, scale))
-    self.assertAlmostEqual(float(loss.total), float(box + hard), places=3)
-    self.assertEqual(float(loss.weight), 6)
+
+    @jax.jit
+    def both(params):
+      x_MNP, y_MNP = stage.embed(params, batch["train"])
+      scale = stage.parts()["glyph_tower"].bind(params["glyph_tower"]).scale()
+      used = slice(None) if anchors == "all" else slice(1)
+      x_AP, y_AP = (v[:, used].reshape(-1, 11) for v in (x_MNP, y_MNP))
+      box = jnp.sum(align.contrastive_loss(x_AP, y_AP, scale))
+      return (
+        box,
+        jnp.sum(align.hard_loss(x_MNP, y_MNP, scale)[:, used]),
+        _loss(stage, params, batch),
+      )
+
+    box, hard, loss = both(params)
+    np.testing.assert_allclose(loss.total, box + hard, rtol=1e-4)
+    self.assertEqual(float(loss.weight), weight)
 
   @parameterized.parameters(
     ("lm", 3.295857, dict(llm=0.01493783)),
@@ -243,6 +258,8 @@ class StageTest(parameterized.TestCase):
   def test_unknown_mode(self):
     with self.assertRaisesRegex(types.UserError, "'glif', expected one of"):
       align.make(ConfigDict(dict(stage=dict(mode="glif"))))
+    with self.assertRaisesRegex(types.UserError, "anchors: 'every', expected true or all"):
+      _stage("glyph", anchors="every")
 
 
 if __name__ == "__main__":

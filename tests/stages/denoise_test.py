@@ -107,7 +107,12 @@ class DenoiseTest(parameterized.TestCase):
     self.assertEqual(float(loss.weight), B)
     quarters = [loss.metrics[f"loss_t{i}"] for i in range(4)]
     np.testing.assert_allclose(sum(s for s, _ in quarters), loss.total, rtol=1e-5)
-    self.assertEqual(sum(float(w) for _, w in quarters), B)
+    keys = [
+      jax.random.split(jax.random.fold_in(jax.random.key(7), i), 3)[0] for i in _batch()["id_B"]
+    ]
+    t = np.array([self.stage._sample_time(key, jnp.zeros((B, H, W, C))) for key in keys])
+    want = np.bincount((4 * t).astype(int), minlength=4)
+    np.testing.assert_array_equal([w for _, w in quarters], want)
     self.assertEqual(float(loss.metrics["loss"][0]), float(loss.total))
 
   def test_loss_by_hand_without_drops(self):
