@@ -40,7 +40,7 @@ def get_config(arg=None):
     "lm": (dict(), dict(llm=llm)),
     "pair": (dict(lm_weight=0.5), dict(llm=llm, tower=dict(variant=tower))),
     "glyph": (
-      dict(hard_weight=1.0),
+      dict(hard_weight=1.0, anchors="true"),
       dict(byt5=dict(variant=preset["byt5"]), glyph_tower=dict(variant=tower)),
     ),
   }[arg.mode]
