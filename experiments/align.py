@@ -50,9 +50,7 @@ def get_config(arg=None):
   config.data.tokenizer = arg.tokenizer
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 100 if nano else 1_000
-  config.sharding.mesh = dict(
-    data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1
-  )
+  config.sharding.mesh = common.mesh(preset["fsdp"])
   config.train.total_steps = arg.steps or preset["steps"][arg.mode]
   config.train.export_dtype = "float32"
   if arg.mode == "glyph":

@@ -45,9 +45,7 @@ def get_config(arg=None):
       start_steps=int(0.95 * steps),
     )
   )
-  config.sharding.mesh = dict(
-    data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1
-  )
+  config.sharding.mesh = common.mesh(preset["fsdp"])
   config.train.total_steps = steps
   config.train.export_dtype = "float32"
   config.eval.evaluators = dict(

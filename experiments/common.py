@@ -34,6 +34,16 @@ def parse_arg(arg: str | None, presets: tuple[str, ...], **defaults):
   return out
 
 
+def mesh(fsdp: int):
+  """All chips on `fsdp` when it is -1; else `fsdp` of them, copied over `data`."""
+  return dict(data=1 if fsdp < 0 else -1, fsdp=fsdp, tensor=1, context=1)
+
+
+def step(name: str, command: str, gates=()):
+  """One step of a recipe: a command line, and (metric, least value) pairs on what it prints last."""
+  return dict(name=name, command=command, gates=gates)
+
+
 def base():
   """The fixed top-level groups with the loop's own defaults."""
   config = config_dict.ConfigDict()
@@ -66,7 +76,7 @@ def base():
     players=config_dict.ConfigDict(),
   )
   config.sharding = config_dict.create(  # num_devices: the first so many; 0 = all
-    mesh=dict(data=-1, fsdp=1, tensor=1, context=1), num_devices=0, rules=SHARDING_RULES
+    mesh=mesh(fsdp=1), num_devices=0, rules=SHARDING_RULES
   )
   config.train = config_dict.create(
     total_steps=10_000,

@@ -77,9 +77,7 @@ def get_config(arg=None):
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 200 if nano else 2_000
   config.optim.ema = dict(eval=(".*", 0.999 if nano else 0.9999))
-  config.sharding.mesh = dict(
-    data=1 if preset["fsdp"] < 0 else -1, fsdp=preset["fsdp"], tensor=1, context=1
-  )
+  config.sharding.mesh = common.mesh(preset["fsdp"])
   config.train.total_steps = arg.steps or preset["steps"]
   config.train.frozen_dtype = preset["dtype"]
   config.ckpt.every_steps = 500 if nano else 2_000

@@ -7,6 +7,7 @@ Suites: heldout, bench, text, hard, val (prompts; judges with their ceilings and
 language, glyph (see run/gates.py). Beside the report stand a sheet of samples and an HTML page.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
   options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
   result = evaluate(model, options, prompts)
   report = result.report | {
-    "sampler": vars(options) if hasattr(options, "__dict__") else {},
+    "sampler": dataclasses.asdict(options),
     "weights": _WORKDIR.value,
   }
   if out:

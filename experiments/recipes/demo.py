@@ -5,12 +5,10 @@ python -m seedream_jax.recipe --config experiments/recipes/demo.py --workdir out
 
 from ml_collections import config_dict
 
+from experiments.common import step
+
 W = "{workdir}"
 POSTERS = "data_pipelines.posters --world nano --size 64x64"
-
-
-def step(name, command):
-  return dict(name=name, command=command, gates=())
 
 
 def get_config():

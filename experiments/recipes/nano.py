@@ -10,14 +10,12 @@ Wall time of each step stands in WORKDIR/recipe.json; of the shipped weights, in
 
 from ml_collections import config_dict
 
+from experiments.common import step
+
 W = "{workdir}"
 DATA, LATENTS, GLYPHS = f"{W}/data", f"{W}/latents", f"{W}/glyphs"
 TOKENIZER = f"{W}/tokenizer.model"
 POSTERS = "data_pipelines.posters --world nano"
-
-
-def step(name, command, gates=()):
-  return dict(name=name, command=command, gates=gates)
 
 
 # (records, {stage: steps}, gates enforced); no steps = the experiment's own

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seedream_jax import types
+from seedream_jax.data import transforms
 from seedream_jax.engine import sharding, trees
 from seedream_jax.eval import report
 
@@ -124,8 +125,7 @@ class SampleGrid:
     """Writes the sheet; no scalars."""
     batch = _place(self._stream.batch(0), run.mesh)
     image, ids_BL = jax.device_get(self._sample(run.mesh)(eval_params(state), run.frozen, batch))
-    pixels = np.clip(np.round((image.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
-    pixels = pixels[: self._num_images]
+    pixels = transforms.to_uint8(image[: self._num_images])
     if self._decode is None:
       writer.images(step, self._name, _tile(pixels, self._columns))
     else:

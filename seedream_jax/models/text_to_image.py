@@ -107,7 +107,7 @@ class TextToImage:
     if image_BHWC.dtype == jnp.float16:
       return model.normalize(image_BHWC.astype(jnp.float32))
     if image_BHWC.dtype == jnp.uint8:
-      image_BHWC = image_BHWC.astype(jnp.float32) / 127.5 - 1.0
+      image_BHWC = vae.pixels(image_BHWC)
     mean_BHWC, _ = model.encode(image_BHWC)
     return model.normalize(mean_BHWC.astype(jnp.float32))
 

@@ -5,7 +5,7 @@ import logging as py_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import IO
+from typing import IO, NoReturn
 
 from absl import app, flags, logging
 
@@ -15,7 +15,7 @@ from seedream_jax import types
 _CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
   """Prints one line to stderr and exits with code 2."""
   print("error: " + " ".join(str(message).split()), file=sys.stderr)
   sys.stderr.flush()
@@ -30,7 +30,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, ImportError) as e:
     # ml_collections raises these for an unknown key ("Did you mean ...?") or a value of the wrong type.
     fail(f"config: {e}")
-  raise AssertionError("unreachable")
 
 
 def claim(workdir: str) -> IO[str]:

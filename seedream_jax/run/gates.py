@@ -7,7 +7,6 @@
 Each is given apart for Chinese and English. Dims: B batch, H W C image, L LLM tokens.
 """
 
-import functools
 import json
 import os
 
@@ -16,10 +15,10 @@ import ml_collections
 import numpy as np
 
 from seedream_jax import types
-from seedream_jax.data import records, tokenizers
+from seedream_jax.data import records, tokenizers, transforms
 from seedream_jax.engine import checkpoint
 from seedream_jax.eval import judges as judges_lib
-from seedream_jax.eval import probes, suites
+from seedream_jax.eval import ocr, probes, suites
 from seedream_jax.run import open as open_lib
 
 
@@ -47,7 +46,7 @@ def vae(folder: str, data: str, world: str, num: int) -> dict[str, float]:
     chunk = images[start : start + batch]
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
     out = np.asarray(reconstruct(params, {}, {"train": {"image_BHWC": padded}}, None))[: len(chunk)]
-    recons.append(np.clip(np.round((out + 1) * 127.5), 0, 255).astype(np.uint8))
+    recons.append(transforms.to_uint8(out))
   recon = np.concatenate(recons)
   judges = suites.make_judges(suites.load_world(world))
   scores = {}
@@ -55,7 +54,7 @@ def vae(folder: str, data: str, world: str, num: int) -> dict[str, float]:
     readings = judges.read(list(pictures), prompts)
     for lang in ("zh", "en"):
       counts = [
-        judges_lib.score_text(judges_lib.ocr.fold(p["scene"]["text"]["content"]), r)
+        judges_lib.score_text(ocr.fold(p["scene"]["text"]["content"]), r)
         for p, r in zip(prompts, readings)
         if p["scene"]["text"]["lang"] == lang
       ]
@@ -81,13 +80,13 @@ def language(folder: str, data: str, tokenizer_path: str, num: int) -> dict[str,
 def glyph(folder: str, data: str, num: int) -> dict[str, float]:
   """{zh, en, box_to_text, text_to_box, ...} over `num` sheets of `data`."""
   config, stage, params = open_players(folder)
-  embed = jax.jit(lambda batch: stage.embed(params, batch))
+  predict = stage.predict_fns()["embed"]
+  embed = jax.jit(lambda batch: predict(params, {}, {"train": batch}, None))
   config.data.streams.val.source = data
   loader = open_lib.open_loaders(config, ["val"])["val"]
   return probes.retrieval(embed, (loader.batch(i) for i in range(max(num // loader.batch_size, 1))))
 
 
-@functools.cache
 def _text_pictures(data: str, num: int) -> tuple[np.ndarray, list[dict]]:
   split = records.open_split(data)
   images, prompts = [], []

@@ -90,10 +90,6 @@ def _run(
       logging.info("SIGTERM: saved step %d, leaving", last_saved)
       progress.close()
       return TERMINATED, state
-  if pending is not None:
-    bad = _log(writer, progress, config, *pending)
-    if bad >= config.train.max_bad_steps:
-      return _give_up(exp, bad, step), state
   for name, l in loaders.items():
     logging.info("data %s: %s", name, l.report())
   progress.close()
@@ -147,21 +143,12 @@ def _batches(
 
 def export_weights(exp: open_lib.Experiment, state: types.TrainState, folder: str) -> None:
   """Writes each player's final parameters (its `eval` EMA over them, where kept) as a weights folder."""
-  dtype = exp.config.train.export_dtype
-  gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(exp.mesh))
-  for player in exp.stage.players:
-    params = jax.device_get(gathered(evaluators.eval_params(state)[player]))
-    if jax.process_index() == 0:
-      os.makedirs(folder, exist_ok=True)
-      checkpoint.save_weights(
-        os.path.join(folder, f"{player}.safetensors"),
-        params,
-        dtype=dtype,
-        metadata={"step": str(int(state.step)), "stage": exp.config.stage.name},
-      )
+  metadata = {"step": str(int(state.step)), "stage": exp.config.stage.name}
+  for player, params in evaluators.eval_params(state).items():
+    path = os.path.join(folder, f"{player}.safetensors")
+    checkpoint.save_weights(path, params, dtype=exp.config.train.export_dtype, metadata=metadata)
   if jax.process_index() == 0:
-    with open(os.path.join(folder, "config.json"), "w") as f:
-      f.write(exp.config.to_json_best_effort(indent=1))
+    _write_config(folder, exp.config)
     logging.info("weights written to %s", folder)
 
 

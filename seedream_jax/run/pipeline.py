@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 
 from seedream_jax import types
-from seedream_jax.data import tokenizers
+from seedream_jax.data import tokenizers, transforms
 from seedream_jax.engine import checkpoint
 from seedream_jax.eval import evaluators
 from seedream_jax.run import open as open_lib
@@ -118,8 +118,7 @@ class Pipeline:
           "noise_BHWC": noise_BHWC[padded],
         }
         z_BHWC = self._run(batch, options)
-        image_BHWC = self._decode(self.params, z_BHWC)
-        image_BHWC = np.asarray(jnp.round((image_BHWC + 1) * 127.5)).clip(0, 255).astype(np.uint8)
+        image_BHWC = transforms.to_uint8(self._decode(self.params, z_BHWC))
         for k, i in enumerate(chunk):
           latents[i], images[i] = np.asarray(z_BHWC[k]), image_BHWC[k]
         bar.update(len(chunk))

@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from seedream_jax import types
 from seedream_jax.models import classifier
+from tests.models import tiny
 
 HEADS = (("subject", 5), ("color", 3), ("count", 4), ("text", 1))
 
@@ -15,18 +16,6 @@ def _part(**overrides):
   sizes = dict(widths=(4, 6), norm_groups=2, feature_dim=7, heads=HEADS)
   cfg = classifier.make_config("nano", **{**sizes, **overrides})
   return types.Part.from_module(lambda rngs: classifier.Classifier(cfg, rngs=rngs))
-
-
-def _image(*shape):
-  return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape), jnp.float32)
-
-
-def _draw(abstract):
-  """Parameters of no special kind, without compiling an initialiser."""
-  rng = np.random.default_rng(1)
-  return jax.tree.map(
-    lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), abstract
-  )
 
 
 class ClassifierTest(parameterized.TestCase):
@@ -46,7 +35,7 @@ class ClassifierTest(parameterized.TestCase):
 
   def test_answer_does_not_depend_on_neighbours(self):
     part = _part()
-    params, image_BHWC = _draw(part.abstract), _image(3, 16, 24, 3)
+    params, image_BHWC = tiny.draw(part.abstract), tiny.image(3, 16, 24, 3)
     fn = jax.jit(lambda x: part.bind(params).embedding(x))
     whole = fn(image_BHWC)
     for i in range(3):
@@ -55,10 +44,10 @@ class ClassifierTest(parameterized.TestCase):
 
   def test_every_parameter_counts(self):
     part = _part()
-    params = _draw(part.abstract)
+    params = tiny.draw(part.abstract)
 
     def total(params):
-      return sum(jnp.sum(x**2) for x in part.bind(params)(_image(2, 16, 24, 3)).values())
+      return sum(jnp.sum(x**2) for x in part.bind(params)(tiny.image(2, 16, 24, 3)).values())
 
     grads = jax.jit(jax.grad(total))(params)
     self.assertTrue(all(float(jnp.max(jnp.abs(g))) > 0 for g in jax.tree.leaves(grads)))

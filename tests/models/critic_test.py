@@ -7,23 +7,12 @@ from absl.testing import absltest, parameterized
 
 from seedream_jax import types
 from seedream_jax.models import critic
+from tests.models import tiny
 
 
 def _part(variant="nano", **overrides):
   cfg = critic.make_config(variant, **overrides)
   return types.Part.from_module(lambda rngs: critic.Critic(cfg, rngs=rngs))
-
-
-def _image(*shape):
-  return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape), jnp.float32)
-
-
-def _draw(abstract):
-  """Parameters of no special kind, without compiling an initialiser."""
-  rng = np.random.default_rng(1)
-  return jax.tree.map(
-    lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), abstract
-  )
 
 
 class CriticTest(parameterized.TestCase):
@@ -38,7 +27,7 @@ class CriticTest(parameterized.TestCase):
 
   def test_score_does_not_depend_on_neighbours(self):
     part = _part(widths=(4, 6), norm_groups=2)
-    params, image_BHWC = _draw(part.abstract), _image(3, 8, 12, 3)
+    params, image_BHWC = tiny.draw(part.abstract), tiny.image(3, 8, 12, 3)
     fn = jax.jit(lambda x: part.bind(params)(x))
     whole = fn(image_BHWC)
     for i in range(3):
@@ -47,8 +36,8 @@ class CriticTest(parameterized.TestCase):
 
   def test_every_parameter_counts(self):
     part = _part(widths=(4, 6), norm_groups=2)
-    params = _draw(part.abstract)
-    image_BHWC = _image(2, 8, 12, 3)
+    params = tiny.draw(part.abstract)
+    image_BHWC = tiny.image(2, 8, 12, 3)
     grads = jax.jit(jax.grad(lambda p: jnp.sum(part.bind(p)(image_BHWC) ** 2)))(params)
     self.assertTrue(all(float(jnp.max(jnp.abs(g))) > 0 for g in jax.tree.leaves(grads)))
 

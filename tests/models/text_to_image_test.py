@@ -8,20 +8,12 @@ from ml_collections import ConfigDict
 
 from seedream_jax import types
 from seedream_jax.models import text_to_image
+from tests.models import tiny
 
 MODEL = ConfigDict(
   dict(
-    llm=dict(
-      variant="nano",
-      vocab_size=23,
-      width=12,
-      depth=2,
-      num_heads=2,
-      num_kv_heads=1,
-      head_dim=6,
-      mlp_dim=14,
-    ),
-    byt5=dict(variant="nano", width=10, depth=2, num_heads=2, head_dim=5, mlp_dim=14),
+    llm=tiny.LLM,
+    byt5=tiny.BYT5,
     dit=dict(
       variant="nano", width=16, depth=2, num_heads=2, text_dim=12, glyph_dim=10, max_text_len=11
     ),

@@ -9,25 +9,15 @@ from ml_collections import ConfigDict
 
 from seedream_jax import types
 from seedream_jax.stages import align
+from tests.models import tiny
 
-LLM = dict(
-  variant="nano",
-  vocab_size=23,
-  width=12,
-  depth=2,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=6,
-  mlp_dim=14,
-)
-BYT5 = dict(variant="nano", width=10, depth=2, num_heads=2, head_dim=5, mlp_dim=14)
 TOWER = dict(variant="nano", widths=(8, 16), embed_dim=11)
 MODES = {
-  "lm": dict(stage=dict(mode="lm"), model=dict(llm=LLM)),
-  "pair": dict(stage=dict(mode="pair", lm_weight=0.5), model=dict(llm=LLM, tower=TOWER)),
+  "lm": dict(stage=dict(mode="lm"), model=dict(llm=tiny.LLM)),
+  "pair": dict(stage=dict(mode="pair", lm_weight=0.5), model=dict(llm=tiny.LLM, tower=TOWER)),
   "glyph": dict(
     stage=dict(mode="glyph", hard_weight=1.0, anchors="true"),
-    model=dict(byt5=BYT5, glyph_tower=dict(TOWER, bins=(2, 3), text_hidden=13)),
+    model=dict(byt5=tiny.BYT5, glyph_tower=dict(TOWER, bins=(2, 3), text_hidden=13)),
   ),
 }
 

@@ -12,20 +12,12 @@ from seedream_jax import types
 from seedream_jax.flow import timesteps
 from seedream_jax.models import text_to_image
 from seedream_jax.stages import denoise
+from tests.models import tiny
 
 B, H, W, C, L, G = 5, 4, 6, 3, 7, 4
 MODEL = dict(
-  llm=dict(
-    variant="nano",
-    vocab_size=23,
-    width=12,
-    depth=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=6,
-    mlp_dim=14,
-  ),
-  byt5=dict(variant="nano", width=10, depth=2, num_heads=2, head_dim=5, mlp_dim=14),
+  llm=tiny.LLM,
+  byt5=tiny.BYT5,
   dit=dict(
     variant="nano",
     width=16,
