@@ -49,8 +49,8 @@ class VAEConfig:
     return 2 ** (len(self.widths) - 1)
 
 
-# Unit fan-in variance: torch's default (1/3) shrinks a flat colour 3^9 times on its way through the nine convolutions
-# that no residual bypasses, and the first thousand steps go to growing it back (tried). Zero biases, norms at identity.
+# Unit fan-in variance: torch's default, 1/3, shrinks a flat colour threefold at each convolution that no residual
+# bypasses, and training started slowly with it (docs/evidence.md). Zero biases, norms at identity.
 _KERNEL_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _BIAS_INIT = nnx.initializers.zeros_init()
 # A posterior std of 0.05 at the start: at 0 its noise drowns the untrained mean.
