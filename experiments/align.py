@@ -37,8 +37,8 @@ def get_config(arg=None):
   tower = "nano" if nano else "small"
   llm = dict(variant=preset["llm"])
   config.stage, config.model = {
-    "lm": (dict(), dict(llm=llm)),
-    "pair": (dict(lm_weight=0.5), dict(llm=llm, tower=dict(variant=tower))),
+    "lm": (dict(recall_weight=1.0), dict(llm=llm)),
+    "pair": (dict(lm_weight=0.5, recall_weight=1.0), dict(llm=llm, tower=dict(variant=tower))),
     "glyph": (
       dict(hard_weight=1.0, anchors="true"),
       dict(byt5=dict(variant=preset["byt5"]), glyph_tower=dict(variant=tower)),

@@ -1,5 +1,7 @@
 """Alignment losses against numpy, what they reward, and one golden step a mode."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,10 @@ from tests.models import tiny
 
 TOWER = dict(variant="nano", widths=(8, 16), embed_dim=11)
 MODES = {
-  "lm": dict(stage=dict(mode="lm"), model=dict(llm=tiny.LLM)),
-  "pair": dict(stage=dict(mode="pair", lm_weight=0.5), model=dict(llm=tiny.LLM, tower=TOWER)),
+  "lm": dict(stage=dict(mode="lm", recall_weight=0.7), model=dict(llm=tiny.LLM)),
+  "pair": dict(
+    stage=dict(mode="pair", lm_weight=0.5, recall_weight=0.7), model=dict(llm=tiny.LLM, tower=TOWER)
+  ),
   "glyph": dict(
     stage=dict(mode="glyph", hard_weight=1.0, anchors="true"),
     model=dict(byt5=tiny.BYT5, glyph_tower=dict(TOWER, bins=(2, 3), text_hidden=13)),
@@ -183,9 +187,10 @@ class StageTest(parameterized.TestCase):
     params = _params(stage)
     padded = {"train": {"llm_ids_BL": jnp.pad(batch["train"]["llm_ids_BL"], ((0, 0), (0, 5)))}}
     short, long = (jax.jit(lambda b: _loss(stage, params, b))(b) for b in (batch, padded))
-    self.assertEqual(float(short.weight), 3 + 6 + 6)
+    self.assertEqual(float(short.metrics["lm/loss"][1]), 3 + 6 + 6)
+    self.assertEqual(float(short.metrics["lm/recall"][1]), 4 + 7 + 7)
     np.testing.assert_allclose(long.total, short.total, rtol=1e-5)
-    self.assertEqual(float(long.weight), float(short.weight))
+    self.assertEqual((float(short.weight), float(long.weight)), (3, 3))
 
   @parameterized.parameters("lm", "pair")
   def test_features_ignore_the_bucket(self, mode):
@@ -196,12 +201,31 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(fn(batch).shape, (3, 24))
     np.testing.assert_allclose(fn(padded), fn(batch), atol=1e-5)
 
-  def test_pair_keeps_the_language_term(self):
+  def test_pair_keeps_the_loss_of_mode_lm(self):
     batch, params = _batch("pair"), _params(_stage("pair"))
-    with_lm, without = (_loss(_stage("pair", lm_weight=w), params, batch) for w in (0.5, 0.0))
-    lm = float(with_lm.metrics["lm/loss"][0])
-    self.assertGreater(lm, 0)
-    self.assertAlmostEqual(float(with_lm.total - without.total), 0.5 * lm, places=3)
+    with_lm, without = (
+      jax.jit(functools.partial(_loss, _stage("pair", lm_weight=w), batch=batch))(params)
+      for w in (0.5, 0.0)
+    )
+    alone = jax.jit(lambda p: _loss(_stage("lm"), p, batch))(params)
+    self.assertGreater(float(alone.total), 0)
+    np.testing.assert_allclose(with_lm.total - without.total, 0.5 * alone.total, rtol=1e-4)
+
+  def test_lm_is_the_mean_over_tokens_of_each_text(self):
+    """Against numpy, from the model's own features."""
+    stage, batch = _stage("lm"), _batch("lm")
+    params, ids_BL = _params(stage), np.asarray(batch["train"]["llm_ids_BL"])
+    features_BLE = jax.jit(stage.parts()["llm"].bind(params["llm"]))(ids_BL)
+    table_VE = np.asarray(params["llm"]["embed_tokens"]["embedding"])
+    want = 0.0
+    for ids, rows in zip(ids_BL, np.asarray(features_BLE)):
+      length = int((ids != 0).sum())
+      next_LV, own_LV = rows @ table_VE.T, rows[:, ::-1] @ table_VE.T
+      nll = lambda scores, i: np.log(np.exp(scores).sum()) - scores[i]  # noqa: E731
+      want += np.mean([nll(next_LV[i], ids[i + 1]) for i in range(length - 1)])
+      want += 0.7 * np.mean([nll(own_LV[i], ids[i]) for i in range(length)])
+    loss = jax.jit(lambda p: _loss(stage, p, batch))(params)
+    np.testing.assert_allclose(loss.total, want, rtol=1e-4)
 
   @parameterized.parameters(("true", 6), ("all", 24))
   def test_glyph_total_is_box_plus_hard(self, anchors, weight):
@@ -226,8 +250,8 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(float(loss.weight), weight)
 
   @parameterized.parameters(
-    ("lm", 3.295857, dict(llm=0.01493783)),
-    ("pair", 2.777841, dict(llm=0.01038339, tower=0.002706196)),
+    ("lm", 5.676599, dict(llm=0.03115993)),
+    ("pair", 3.973652, dict(llm=0.01633936, tower=0.002706196)),
     ("glyph", 3.177263, dict(byt5=0.003087989, glyph_tower=0.002408715)),
   )
   def test_golden_step(self, mode, loss, grad_rms):
