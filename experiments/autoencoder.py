@@ -8,7 +8,7 @@ Presets: nano (2 CPU cores), small (one GPU), base (the SD3/FLUX shape, 8 GPUs),
 from experiments import common
 
 PRESETS = {
-  "nano": dict(batch=16, vae="nano", lr=1e-3, steps=3_000, fsdp=1),
+  "nano": dict(batch=16, vae="nano", lr=1e-3, steps=4_000, fsdp=1),
   "small": dict(batch=64, vae="small", lr=2e-4, steps=100_000, fsdp=1),
   "base": dict(batch=128, vae="flux", lr=1e-4, steps=300_000, fsdp=1),
   "full": dict(batch=256, vae="flux", lr=1e-4, steps=500_000, fsdp=-1),
