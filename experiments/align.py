@@ -13,7 +13,7 @@ Presets: nano (2 CPU cores), small, base and full (published LLM and ByT5 sizes;
 from experiments import common
 
 PRESETS = {
-  "nano": dict(batch=64, llm="nano", byt5="nano", lr=2e-3, steps=dict(lm=1000, pair=800, glyph=2000), fsdp=1),
+  "nano": dict(batch=64, llm="nano", byt5="nano", lr=2e-3, steps=dict(lm=1000, pair=800, glyph=1200), fsdp=1),
   "small": dict(batch=256, llm="0.6B", byt5="small", lr=2e-4, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=1),
   "base": dict(batch=512, llm="1.7B", byt5="small", lr=1e-4, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=-1),
   "full": dict(batch=1024, llm="8B", byt5="small", lr=5e-5, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=-1),
@@ -40,7 +40,8 @@ def get_config(arg=None):
     "lm": (dict(recall_weight=1.0), dict(llm=llm)),
     "pair": (dict(lm_weight=0.5, recall_weight=1.0), dict(llm=llm, tower=dict(variant=tower))),
     "glyph": (
-      dict(hard_weight=1.0, anchors="true"),
+      # nano takes negatives as anchors too: eight times the pairs for the same work
+      dict(hard_weight=1.0, anchors="all" if nano else "true"),
       dict(byt5=dict(variant=preset["byt5"]), glyph_tower=dict(variant=tower)),
     ),
   }[arg.mode]
