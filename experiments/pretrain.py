@@ -13,7 +13,7 @@ from experiments import common
 # `shift` is SD3's alpha (eq. 23), of the preset's own size; `fsdp` -1 = over all chips.
 PRESETS = {
   "nano": dict(
-    batch=64, text_buckets=(16, 32, 64), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
+    batch=64, text_buckets=(16, 32, 64, 256), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
     lr=1e-3, steps=12_000, shift=1.0, fsdp=1, dtype="float32",
   ),
   "small": dict(
@@ -81,7 +81,7 @@ def get_config(arg=None):
   config.train.total_steps = arg.steps or preset["steps"]
   config.train.frozen_dtype = preset["dtype"]
   config.ckpt.every_steps = 500 if nano else 2_000
-  config.eval.every_steps = 500 if nano else 5_000
+  config.eval.every_steps = 1_000 if nano else 5_000
   config.eval.evaluators = dict(
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8),
   )
