@@ -60,7 +60,7 @@ def get_config(arg=None):
     ),
     train("align", "lm", f"mode=lm,{aligned}"),
     train("align", "pair", f"mode=pair,{aligned},init={W}/lm/weights"),
-    gate("language", "pair", 0.99, f"--data {DATA} --tokenizer {TOKENIZER} --num 8192"),
+    gate("language", "pair", 0.99, f"--data {DATA} --tokenizer {TOKENIZER} --num 20000"),
     step("train_glyphs", f"{POSTERS} --split train --num {num // 20} --glyphs 4,7 --out {GLYPHS}"),
     step("val_glyphs", f"{POSTERS} --split val --num 512 --glyphs 4,7 --out {GLYPHS}"),
     train("align", "glyph", f"mode=glyph,data={GLYPHS}"),
