@@ -110,6 +110,12 @@ class LLMTokenizerTest(parameterized.TestCase):
   def test_frequent_words_are_one_piece(self):
     self.assertEqual(self.tokenizer.pieces("panda lantern"), ["▁panda", "▁lantern"])
 
+  def test_a_chinese_character_is_a_piece_of_its_own(self):
+    pieces = self.tokenizer.pieces("panda 熊猫 写着“春” 灯笼")
+    self.assertEqual([p for p in pieces if len(p) > 1 and set(p) & set("熊猫写着春灯笼")], [])
+    for character in "熊猫写着春灯笼":
+      self.assertIn(character, pieces)  # whole, not as bytes
+
   def test_too_long_for_the_bucket(self):
     with self.assertRaisesRegex(types.UserError, "prompt of 5 tokens: the model reads at most 3"):
       self.tokenizer.pad([9, 9, 9, 9, 3], 3)
