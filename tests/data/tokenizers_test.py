@@ -111,10 +111,14 @@ class LLMTokenizerTest(parameterized.TestCase):
     self.assertEqual(self.tokenizer.pieces("panda lantern"), ["▁panda", "▁lantern"])
 
   def test_a_chinese_character_is_a_piece_of_its_own(self):
-    pieces = self.tokenizer.pieces("panda 熊猫 写着“春” 灯笼")
-    self.assertEqual([p for p in pieces if len(p) > 1 and set(p) & set("熊猫写着春灯笼")], [])
-    for character in "熊猫写着春灯笼":
-      self.assertIn(character, pieces)  # whole, not as bytes
+    rng = random.Random(0)
+    texts = [
+      f"{a}有一个小小的{b}，{rng.choice(_EN)}"
+      for a in ("左上方", "右边", "下方")
+      for b in rng.choices(_ZH, k=60)
+    ]
+    cut = tokenizers.train_sentencepiece(texts, f"{self.dir}/han.model", 600)
+    self.assertEqual(cut.pieces("左上方有一个小小的熊猫，red")[1:12], list("左上方有一个小小的熊猫"))
 
   def test_too_long_for_the_bucket(self):
     with self.assertRaisesRegex(types.UserError, "prompt of 5 tokens: the model reads at most 3"):
