@@ -24,6 +24,11 @@ from seedream_jax.eval import report as report_lib
 from seedream_jax.run import cli
 
 _RECIPE = flags.DEFINE_string("recipe", None, "Workdir of the recipe that made the weights.")
+_COMMAND = flags.DEFINE_string(
+  "command",
+  "python -m seedream_jax.recipe --config experiments/recipes/nano.py --workdir W",
+  "The command that made them.",
+)
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weights folder; README.md is written there.")
 _RESULTS = flags.DEFINE_string("results", None, "Folder for summary.json, curves.html and reports.")
 flags.mark_flags_as_required(["recipe", "weights", "results"])
@@ -203,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
       }
     )
   summary = {
-    "command": "python -m seedream_jax.recipe --config experiments/recipes/nano.py --workdir W",
+    "command": _COMMAND.value,
     "commit": commit(),
     "date": time.strftime("%Y-%m-%d"),
     "machine": machine(),
