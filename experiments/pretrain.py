@@ -14,7 +14,7 @@ from experiments import common
 PRESETS = {
   "nano": dict(
     batch=64, text_buckets=(16, 32, 64, 256), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
-    lr=1e-3, steps=4_000, shift=1.0, fsdp=1, dtype="float32",
+    lr=1e-3, steps=3_500, shift=1.0, fsdp=1, dtype="float32",
   ),
   "small": dict(
     batch=256, text_buckets=(32, 64, 256), glyph_bytes=64, dit="small", vae="flux", llm="0.6B", byt5="small",
