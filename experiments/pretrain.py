@@ -4,7 +4,7 @@ r"""Pretraining: captions -> LLM + glyph ByT5 -> MMDiT -> latents, rectified flo
 
 Presets: nano (2 CPU cores), small (one 80 GB GPU), base (v5e-16 or 8 GPUs), full (v5e-256, v5p-64, v6e-256).
 Options: data=FOLDER (of `data_pipelines.posters`, or latents of `.encode`), weights=FOLDER (vae, llm, byt5, tokenizer),
-init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, rope=area|corner, val=on|off.
+init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, rope=area|corner.
 Measured costs and results stand in docs/evidence.md; small, base and full are not yet run.
 """
 
@@ -29,6 +29,18 @@ PRESETS = {
     lr=1e-4, steps=600_000, shift=3.0, fsdp=-1, dtype="bfloat16",
   ),
 }  # fmt: skip
+
+# Drawn as training goes, always from the same noise: WORKDIR/images/samples and TensorBoard.
+PROMPTS = (
+  "写着“福”的海报，有一个红灯笼",
+  "a poster that says “MOON” with a crescent moon",
+  "紫色背景，两条龙",
+  "three keys on a white background",
+  "红色背景，右下方是一只熊猫",
+  "blue background, a whale in the middle",
+  "粉色背景，下方有紫色的「花好」",
+  'green background, "TEA" in white letters at the top',
+)
 
 
 def get_config(arg=None):
@@ -84,5 +96,12 @@ def get_config(arg=None):
   config.eval.every_steps = 1_000 if nano else 5_000
   config.eval.evaluators = dict(
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8),
+    samples=dict(
+      kind="SampleGrid",
+      predict="sample",
+      stream="val",
+      prompts=PROMPTS,
+      options=dict(num_steps=16, guidance=4.0),
+    ),
   )
   return config

@@ -4,7 +4,7 @@
 ...)}. The loop calls `run` every `config.eval.every_steps` with EMA weights where the run keeps an
 `eval` EMA.
 
-Dimension key: B batch, H W latent height, width, C channels, L LLM tokens.
+Dimension key: B batch, H W height, width (pixel or latent), C channels, L LLM tokens, G glyph bytes.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from seedream_jax import types
 from seedream_jax.data import transforms
@@ -37,6 +38,7 @@ class Stream(Protocol):
 class Run(Protocol):
   """The part of an open experiment that an evaluator sees."""
 
+  stage: types.Stage
   frozen: Mapping[str, types.Params]
   mesh: jax.sharding.Mesh
 
@@ -87,7 +89,10 @@ class ValLoss:
 
 
 class SampleGrid:
-  """A sheet of samples from the first texts of a stream, always with the same noise."""
+  """A sheet of samples, always of the same prompts from the same noise.
+
+  Pictures are drawn in the size of those in the stream's first batch, so no size is configured.
+  """
 
   def __init__(
     self,
@@ -95,54 +100,59 @@ class SampleGrid:
     predict_fn: PredictFn,
     stream: Stream,
     *,
-    latent_shape: Sequence[int],
-    num_images: int = 16,
+    prompts: Sequence[str],
+    encode: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
     columns: int = 4,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    decode: Callable[[Sequence[int]], str] | None = None,
   ):
     """Compiles nothing yet.
 
     Args:
       name: of the picture.
-      predict_fn: "sample": images in [-1, 1] from llm_ids_BL, byt5_ids_BG and noise_BHWC.
-      stream: of texts.
-      latent_shape: (H, W, C) of the noise.
-      num_images: shown; at most the stream's batch.
+      predict_fn: "sample": images in [-1, 1] from what `encode` returns and noise_BHWC; its stage
+        has a `model` that encodes images.
+      stream: its pictures, image_BHWC or latent_BHWC, give the size.
+      prompts: one picture each.
+      encode: prompts to llm_ids_BL and byt5_ids_BG.
       columns: of the sheet.
       seed: of the noise.
       options: of the sampler: num_steps, solver, guidance, ...
-      decode: LLM ids to the prompt shown under its picture; without it pictures stand alone.
     """
-    self._name, self._stream, self._decode = name, stream, decode
-    self._num_images, self._columns = num_images, columns
-    self._shape, self._seed = tuple(latent_shape), seed
+    self._name, self._stream, self._prompts = name, stream, tuple(prompts)
+    self._columns, self._seed = columns, seed
+    self._texts = dict(encode(self._prompts))
     self._fn = functools.partial(predict_fn, **dict(options or {}))
     self._sample = functools.cache(self._compiled)
 
   def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
     """Writes the sheet; no scalars."""
-    batch = _place(self._stream.batch(0), run.mesh)
-    image, ids_BL = jax.device_get(self._sample(run.mesh)(eval_params(state), run.frozen, batch))
-    pixels = transforms.to_uint8(image[: self._num_images])
-    if self._decode is None:
-      writer.images(step, self._name, _tile(pixels, self._columns))
-    else:
-      prompts = [self._decode([int(i) for i in ids]) for ids in ids_BL[: self._num_images]]
-      sheet = report.Sheet(f"{self._name}, step {step}", list(pixels), prompts)
-      writer.images(step, self._name, np.asarray(report.sample_sheet(sheet, columns=self._columns)))
+    image = jax.device_get(self._sample(run.mesh, run.stage)(eval_params(state), run.frozen))
+    pixels = transforms.to_uint8(image)
+    sheet = report.Sheet(f"{self._name}, step {step}", list(pixels), self._prompts)
+    try:
+      drawn = np.asarray(report.sample_sheet(sheet, columns=self._columns))
+    except types.UserError as error:  # a missing font must not end a training
+      logging.warning("%s: pictures without their prompts, %s", self._name, error)
+      drawn = _tile(pixels, self._columns)
+    writer.images(step, self._name, drawn)
     return {}
 
-  def _compiled(self, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    def sample(params, frozen, batch):
-      ids_BL = batch["llm_ids_BL"]
-      count = min(-(-self._num_images // mesh.size) * mesh.size, len(ids_BL))
-      data = {k: batch[k][:count] for k in ("llm_ids_BL", "byt5_ids_BG", "size_B2") if k in batch}
+  def _compiled(self, mesh: jax.sharding.Mesh, stage: types.Stage) -> Callable[..., jax.Array]:
+    first, count = self._stream.batch(0), len(self._prompts)
+    data = dict(self._texts)
+    if "size_B2" in first:
+      data["size_B2"] = np.repeat(first["size_B2"][:1], count, axis=0)
+    picture = first["latent_BHWC" if "latent_BHWC" in first else "image_BHWC"]
+    like_BHWC = jax.ShapeDtypeStruct((count, *picture.shape[1:]), picture.dtype)
+
+    def sample(params, frozen):
+      latent = jax.eval_shape(stage.model.encode_image, {**frozen, **params}, like_BHWC)
       rng = jax.random.key(self._seed)
-      noise_BHWC = jax.random.normal(rng, (count, *self._shape), jnp.float32)
-      image = self._fn(params, frozen, {TRAIN: data | {"noise_BHWC": noise_BHWC}}, rng)
-      return image, ids_BL
+      noise_BHWC = jax.vmap(  # picture i's is a function of (seed, i) alone
+        lambda i: jax.random.normal(jax.random.fold_in(rng, i), latent.shape[1:])
+      )(jnp.arange(count))
+      return self._fn(params, frozen, {TRAIN: data | {"noise_BHWC": noise_BHWC}}, rng)
 
     return jax.jit(sample, out_shardings=sharding.replicated(mesh))
 
@@ -152,9 +162,15 @@ def make_all(
   predict_fns: Mapping[str, PredictFn],
   open_stream: Callable[[str], Stream],
   *,
-  decode: Callable[[Sequence[int]], str] | None = None,
+  encode: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
 ) -> list[Evaluator]:
   """The evaluators that `config.evaluators` names; streams are opened once each.
+
+  Args:
+    config: the eval group.
+    predict_fns: the stage's.
+    open_stream: by name.
+    encode: prompts to text arrays, for `SampleGrid`.
 
   Raises:
     types.UserError: an unknown kind, predict function or option, naming the nearest.
@@ -168,7 +184,7 @@ def make_all(
     fn = _known(f"{where}.predict", options.pop("predict", None), predict_fns)
     stream = options.pop("stream", "val")
     if kind is SampleGrid:
-      options["decode"] = decode
+      options["encode"] = encode
     takes = [
       p for p in inspect.signature(kind).parameters if p not in ("name", "predict_fn", "stream")
     ]

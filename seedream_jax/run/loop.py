@@ -1,15 +1,17 @@
 """The one loop: it moves state, batches and metrics, and knows no token, image or reward."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from seedream_jax import types
 from seedream_jax.engine import checkpoint, metrics, sharding
@@ -50,13 +52,13 @@ def _run(
   writer = metrics.Writer(exp.workdir, start_step=step)
   plugins = _evaluators(exp)
   progress = metrics.Progress(total, step, _batch_size(loaders), desc=config.stage.name)
-  stop = _on_sigterm()
+  stop_asked = _stop_asked()
   pending: tuple[int, dict[str, jax.Array]] | None = None
   last_saved = step
   meta = open_lib.meta_of(exp)
   batches = _batches(exp, loaders, step, total, fused)
   step_flops: dict[tuple, int] = {}  # by what is compiled
-  for first, count, movers, batch in batches:
+  for call, (first, count, movers, batch) in enumerate(batches):
     update = exp.trainer.compiled(movers, count)
     if config.train.count_flops:
       key = (movers, count, tuple(np.shape(x) for x in jax.tree.leaves(batch)))
@@ -65,7 +67,7 @@ def _run(
       progress.set_flops(step_flops[key])
     with jax.transfer_guard("disallow"):
       state, stats = update(state, exp.frozen, batch)
-    step = first + count
+    step, stop = first + count, stop_asked(call)
     if pending is not None:  # read call k-1 while call k runs
       bad = _log(writer, progress, config, *pending)
       if bad >= config.train.max_bad_steps:
@@ -75,7 +77,7 @@ def _run(
       with progress.pause():
         for plugin in plugins:
           writer.scalars(step, plugin.run(exp, state, step, writer))
-    if _due(config.ckpt.every_steps, first, step, total) or stop.is_set():
+    if _due(config.ckpt.every_steps, first, step, total) or stop:
       bad = _log(writer, progress, config, *pending)
       pending = None
       if bad == 0:
@@ -86,7 +88,7 @@ def _run(
         last_saved = step
       elif bad >= config.train.max_bad_steps:
         return _give_up(exp, bad, step), state
-    if stop.is_set() and step < total:
+    if stop and step < total:
       logging.info("SIGTERM: saved step %d, leaving", last_saved)
       progress.close()
       return TERMINATED, state
@@ -98,12 +100,11 @@ def _run(
 
 
 def _evaluators(exp: open_lib.Experiment) -> list[evaluators.Evaluator]:
-  tokenizer = open_lib.open_tokenizer(exp.config)
   return evaluators.make_all(
     exp.config.eval.to_dict(),
     exp.stage.predict_fns(),
     lambda name: open_lib.open_loaders(exp.config, [name])[name],
-    decode=tokenizer.decode if tokenizer else None,
+    encode=functools.partial(open_lib.encode_prompts, exp.config),
   )
 
 
@@ -183,11 +184,16 @@ def _batch_size(loaders) -> int:
   return next(iter(loaders.values())).batch_size
 
 
-def _on_sigterm() -> threading.Event:
+def _stop_asked() -> Callable[[int], bool]:
+  """fn(call): whether a SIGTERM asks to save and leave after this call; every process hears the same."""
+  if jax.process_count() > 1:
+    # JAX's own handler tells all processes of a SIGTERM to any, and they settle on one call: were each to act on its
+    # own signal, one would save at step k and the other wait in step k+1 for ever.
+    return multihost_utils.reached_preemption_sync_point
   stop = threading.Event()
   with contextlib.suppress(ValueError):  # not the main thread (tests)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-  return stop
+  return lambda call: stop.is_set()
 
 
 def _write_config(workdir: str, config) -> None:

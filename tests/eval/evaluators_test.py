@@ -2,6 +2,7 @@
 
 import itertools
 import types as python_types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,15 @@ from ml_collections import config_dict
 
 from seedream_jax import types
 from seedream_jax.engine import mesh
-from seedream_jax.eval import evaluators
+from seedream_jax.eval import evaluators, fonts, report
 from tests.eval import tiny
 
 
 class _Stream:
-  """Batches of ids 8k .. 8k + 7."""
+  """Batches of ids 8k .. 8k + 7, with pictures of one size."""
 
-  def __init__(self):
-    self.asked = []
+  def __init__(self, picture="image_BHWC", size=(10, 14)):
+    self.asked, self._picture, self._size = [], picture, size
 
   def batch(self, step):
     self.asked.append(step)
@@ -28,6 +29,7 @@ class _Stream:
       "id_B": ids.astype(np.uint32),
       "llm_ids_BL": np.stack([ids, ids + 1], 1).astype(np.int32),
       "byt5_ids_BG": np.zeros((8, 3), np.int32),
+      self._picture: np.zeros((8, *self._size, 3), np.float16),
     }
 
 
@@ -39,9 +41,23 @@ class _Writer:
     self.seen[name, step] = image
 
 
-def _run():
+class _Stage:
+  """A model whose latents are half as wide and as high as images, with two channels."""
+
+  def __init__(self):
+    self.model = self
+
+  def encode_image(self, params, image_BHWC):
+    del params
+    if image_BHWC.shape[1] == 5:  # a latent
+      return image_BHWC[..., :2]
+    return image_BHWC[:, ::2, ::2, :2]
+
+
+def _run(**shape):
+  devices = mesh.make(shape or {"data": 8}, jax.devices()[: shape.get("data", 8)])
   return python_types.SimpleNamespace(
-    frozen={"bias": jnp.float32(0.5)}, mesh=mesh.make({"data": 8})
+    stage=_Stage(), frozen={"bias": jnp.float32(0.5)}, mesh=devices
   )
 
 
@@ -61,11 +77,27 @@ def _val_loss(params, frozen, batch, rng):
 
 def _sample(params, frozen, batch, rng=None, *, gain=1.0):
   """A flat picture whose brightness is the example's first id, plus noise of the given gain."""
-  del params, frozen, rng
+  del frozen, rng
   data = batch["train"]
-  level_B = data["llm_ids_BL"][:, 0] / 10.0 - 0.5
+  off = params["dit"]["a"]["w"] - 3.0  # 0 under the EMA, black without
+  level_B = data["llm_ids_BL"][:, 0] / 10.0 - 0.5 + off
   noise_BHWC = jnp.repeat(data["noise_BHWC"][..., :1], 3, axis=-1)
   return level_B[:, None, None, None] + gain * 0.1 * noise_BHWC
+
+
+def _encode(prompts):
+  i = np.arange(len(prompts), dtype=np.int32)
+  return {"llm_ids_BL": np.stack([i, i], 1), "byt5_ids_BG": np.zeros((len(prompts), 3), np.int32)}
+
+
+def _grid(stream, count, **kwargs):
+  prompts = [f"图 {i}" for i in range(count)]
+  return evaluators.SampleGrid("grid", _sample, stream, prompts=prompts, encode=_encode, **kwargs)
+
+
+def _no_fonts():
+  missing = types.UserError("font 'Noto Sans CJK SC' is not installed")
+  return mock.patch.object(fonts, "load", side_effect=missing)
 
 
 class EvaluatorsTest(parameterized.TestCase):
@@ -93,49 +125,47 @@ class EvaluatorsTest(parameterized.TestCase):
 
   def test_sample_grid_repeats_its_noise(self):
     writer = _Writer()
-    plugin = evaluators.SampleGrid(
-      "grid",
-      _sample,
-      _Stream(),
-      latent_shape=(5, 7, 2),
-      num_images=6,
-      columns=3,
-      options={"gain": 0.3},
-    )
-    for step in (10, 20):
-      self.assertEqual(plugin.run(_run(), _state(), step, writer), {})
+    plugin = _grid(_Stream(), 6, columns=3, options={"gain": 0.3})
+    with _no_fonts():
+      for step in (10, 20):
+        self.assertEqual(plugin.run(_run(), _state(), step, writer), {})
     first, second = writer.seen["grid", 10], writer.seen["grid", 20]
     self.assertEqual((first.shape, first.dtype), ((10, 21, 3), np.uint8))
     np.testing.assert_array_equal(first, second)
     level = [
       first[5 * (i // 3) : 5 * (i // 3) + 5, 7 * (i % 3) : 7 * (i % 3) + 7].mean() for i in range(6)
     ]
-    self.assertTrue(all(a < b for a, b in itertools.pairwise(level)))  # ids in reading order
+    self.assertTrue(all(a < b for a, b in itertools.pairwise(level)))  # prompts in reading order
     self.assertGreater(first[:5, :7].std(), 0)
 
-  def test_sample_grid_follows_its_seed(self):
+  def test_sample_grid_follows_its_seed_and_nothing_else(self):
     writer = _Writer()
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-      plugin = evaluators.SampleGrid(name, _sample, _Stream(), latent_shape=(5, 7, 2), seed=seed)
-      plugin.run(_run(), _state(), 0, writer)
-    np.testing.assert_array_equal(writer.seen["a", 0], writer.seen["b", 0])
-    self.assertFalse(np.array_equal(writer.seen["a", 0], writer.seen["c", 0]))
+    with _no_fonts():
+      for step, stream, run, seed in (
+        (0, _Stream(), _run(), 0),
+        (1, _Stream(), _run(data=2), 0),
+        (2, _Stream("latent_BHWC", (5, 7)), _run(), 0),
+        (3, _Stream(), _run(), 1),
+      ):
+        _grid(stream, 3, seed=seed).run(run, _state(), step, writer)
+    for step in (1, 2):
+      np.testing.assert_array_equal(writer.seen["grid", 0], writer.seen["grid", step])
+    self.assertFalse(np.array_equal(writer.seen["grid", 0], writer.seen["grid", 3]))
 
   def test_sample_grid_writes_prompts(self):
     tiny.require_fonts()
-    seen = []
-
-    def decode(ids):
-      seen.append(tuple(ids))
-      return f"图 {ids[0]}"
-
     writer = _Writer()
-    plugin = evaluators.SampleGrid(
-      "grid", _sample, _Stream(), latent_shape=(8, 8, 2), num_images=5, decode=decode
-    )
-    plugin.run(_run(), _state(), 3, writer)
-    self.assertEqual(seen, [(i, i + 1) for i in range(5)])
+    plugin = _grid(_Stream(), 5)
+    with mock.patch.object(report, "sample_sheet", wraps=report.sample_sheet) as draw:
+      plugin.run(_run(), _state(), 3, writer)
+    self.assertEqual(draw.call_args[0][0].prompts, tuple(f"图 {i}" for i in range(5)))
     self.assertGreater(writer.seen["grid", 3].shape[0], 2 * 192)
+
+  def test_sample_grid_without_fonts_leaves_the_prompts_out(self):
+    writer = _Writer()
+    with _no_fonts(), self.assertLogs(level="WARNING"):
+      _grid(_Stream(), 5).run(_run(), _state(), 3, writer)
+    self.assertEqual(writer.seen["grid", 3].shape, (10, 28, 3))
 
   def test_config_makes_evaluators(self):
     opened = []
@@ -148,10 +178,12 @@ class EvaluatorsTest(parameterized.TestCase):
       every_steps=5,
       evaluators=dict(
         val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=2),
-        grid=dict(kind="SampleGrid", predict="sample", stream="val", latent_shape=(5, 7, 2)),
+        grid=dict(kind="SampleGrid", predict="sample", stream="val", prompts=("a", "b")),
       ),
     )
-    plugins = evaluators.make_all(config, {"val_loss": _val_loss, "sample": _sample}, open_stream)
+    plugins = evaluators.make_all(
+      config, {"val_loss": _val_loss, "sample": _sample}, open_stream, encode=_encode
+    )
     by_kind = {type(p).__name__: p for p in plugins}
     self.assertCountEqual(by_kind, ["ValLoss", "SampleGrid"])
     self.assertEqual(opened, ["val"])
@@ -164,7 +196,7 @@ class EvaluatorsTest(parameterized.TestCase):
     ),
     (dict(kind="ValLoss", predict="valloss"), "x.predict: unknown 'valloss'; nearest: val_loss"),
     (dict(kind="ValLoss", predict="val_loss", batchs=3), "unknown 'batchs'; nearest: batches"),
-    (dict(kind="SampleGrid", predict="val_loss"), "SampleGrid needs latent_shape"),
+    (dict(kind="SampleGrid", predict="val_loss"), "SampleGrid needs prompts"),
   )
   def test_users_mistakes(self, spec, message):
     with self.assertRaisesRegex(types.UserError, message):

@@ -1,8 +1,10 @@
 """The loop's promises: bit-exact resume, any mesh, any accumulation, one compile, nothing bad kept."""
 
 import functools
+import glob
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -11,13 +13,16 @@ import tempfile
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+from PIL import Image
 
-from experiments import align
+from experiments import align, pretrain
 from seedream_jax import types
-from seedream_jax.engine import checkpoint, trees
+from seedream_jax.engine import checkpoint, metrics, trees
+from seedream_jax.eval import evaluators
 from seedream_jax.run import loop, step
 from seedream_jax.run import open as open_lib
 from tests.data import datasets
+from tests.models import tiny
 
 
 @functools.cache
@@ -174,6 +179,106 @@ class LoopTest(parameterized.TestCase):
     for name, x in final(whole).items():
       np.testing.assert_array_equal(x, final(workdir)[name], err_msg=name)
 
+  def test_killed_inside_a_commit_and_inside_the_export_it_ends_bit_identical(self):
+    config = tiny_config()
+    config.data.streams.train.text_buckets = (64,)  # one compile
+    whole, workdir = run(config), _fresh()
+    script = os.path.join(absltest.get_default_test_tmpdir(), "lives.py")
+    with open(script, "w") as f:
+      f.write(_LIVES)
+    os.makedirs(workdir)
+    with open(os.path.join(workdir, "config.json"), "w") as f:
+      f.write(config.to_json())
+    deaths = ["step_00000004/manifest.json", "llm.safetensors", "never"]
+    lives = subprocess.run(
+      [sys.executable, script, workdir, *deaths],
+      env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+    )
+    left = [json.loads(line) for line in lives.stdout.splitlines()]
+    steps = ["step_00000002/meta.json", "step_00000004/meta.json"]
+    wholes = ["step_00000002/manifest.json", "step_00000004/manifest.json"]
+    self.assertEqual([code for code, _ in left], [-9, -9, 0])
+    first, second, last = (set(files) for _, files in left)
+    self.assertContainsSubset([*steps, wholes[0]], first)  # step 4's files lie there, uncommitted
+    self.assertNotIn(wholes[1], first)
+    self.assertContainsSubset([*wholes, "weights/llm.safetensors.tmp"], second)
+    self.assertNotIn("weights/llm.safetensors", second)
+    self.assertEqual(
+      {f for f in last if f.startswith("weights")},
+      {"weights/llm.safetensors", "weights/config.json"},
+    )
+    self.assertLen(losses(workdir), 4)  # none told twice
+    files = [os.path.join(w, "weights", "llm.safetensors") for w in (whole, workdir)]
+    self.assertEqual(*map(checkpoint.sha256, files))
+
+  def test_pretrain_draws_samples_of_its_averaged_weights(self):
+    root, workdir = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir()), _fresh()
+    data = datasets.write(root, 24, content="latent", sizes=((32, 48),))
+    config = pretrain.get_config(f"nano,content=latent,data={data},weights={root}")
+    config.data.tokenizer = _world()[1]
+    config.model = dict(
+      llm=tiny.LLM | dict(vocab_size=512),
+      byt5=tiny.BYT5,
+      vae=dict(variant="nano", widths=(4, 6), norm_groups=2, latent_channels=5),
+      dit=dict(
+        variant="nano", width=16, depth=2, num_heads=2, latent_channels=5, text_dim=12,
+        glyph_dim=10, max_text_len=64, glyph_len=8, downsample=2,
+      ),
+    )  # fmt: skip
+    drawn = {n: tiny.draw(p.abstract) for n, p in open_lib.make_stage(config).parts().items()}
+    for name in config.frozen:
+      checkpoint.save_weights(os.path.join(root, f"{name}.safetensors"), drawn[name])
+    for stream in config.data.streams.values():
+      stream.update(batch_size=8, text_buckets=(64,), sources=((f"{data}:train", 1.0),))
+    config.sharding.num_devices = 1
+    exp = open_lib.open_config(config, workdir)
+    fill = lambda value: jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), drawn["dit"])  # noqa: E731
+    writer, sheets = metrics.Writer(workdir), []
+    with jax.set_mesh(exp.mesh):
+      (grid,) = (p for p in loop._evaluators(exp) if isinstance(p, evaluators.SampleGrid))
+      for raw, ema in ((fill(np.nan), drawn["dit"]), (drawn["dit"], {}), (fill(0.0), {})):
+        ema = {"dit": {"eval": trees.flatten(ema)}}
+        state = types.TrainState(np.int32(1), {"dit": raw}, {}, ema, np.int32(0))
+        grid.run(exp, state, 1, writer)
+        with Image.open(os.path.join(workdir, "images", "samples", "00000001.png")) as sheet:
+          sheets.append(np.asarray(sheet))
+    writer.close()
+    np.testing.assert_array_equal(sheets[0], sheets[1])
+    self.assertFalse(np.array_equal(sheets[0], sheets[2]))
+    prompts = config.eval.evaluators.samples.prompts
+    chinese = [any("\u4e00" <= c <= "\u9fff" for c in prompt) for prompt in prompts]
+    self.assertEqual((len(prompts), sum(chinese)), (8, 4))
+    board = glob.glob(os.path.join(workdir, "tensorboard", "*"))
+    self.assertIn(b"samples", b"".join(pathlib.Path(path).read_bytes() for path in board))
+
+
+# One life after the other of the same run, each dying as it is about to rename a file to what it is told; lives are
+# forked before JAX makes threads, so that the imports are paid once.
+_LIVES = """
+import glob, json, os, signal, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from seedream_jax.run import loop, open as open_lib
+workdir, *deaths = sys.argv[1:]
+rename = os.replace
+def live(death):
+  def hook(source, target):
+    if str(target).endswith(death):
+      os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+  os.replace = hook
+  os._exit(loop.train(open_lib.read_config(workdir), workdir))
+for death in deaths:
+  pid = os.fork()
+  if pid == 0:
+    live(death)
+  code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+  paths = glob.glob(workdir + "/weights/*") + glob.glob(workdir + "/checkpoints/*/*.json")
+  print(json.dumps([code, ["/".join(path.split("/")[-2:]) for path in paths]]), flush=True)
+"""
 
 _CHILD = """
 import json, sys
