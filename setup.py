@@ -8,7 +8,7 @@ setuptools.setup(
   description="Bilingual text-to-image training in JAX: a Seedream-2.0-style system",
   license="Apache-2.0",
   python_requires=">=3.11",
-  package_data={"seedream_jax.eval": ["worlds/*.json"]},
+  package_data={"seedream_jax.eval": ["worlds/*.json"], "experiments": ["vocabulary.json"]},
   packages=setuptools.find_packages(include=["seedream_jax*", "experiments*", "data_pipelines*"]),
   install_requires=[
     "jax>=0.10.2,<0.10.3; python_version < '3.12'",

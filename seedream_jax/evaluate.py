@@ -1,25 +1,25 @@
 r"""Judges a model on a held-out suite, or one trained part on its gate; prints one JSON object as its last line.
 
   python -m seedream_jax.evaluate --workdir weights/nano --suite heldout --out report.json
+  python -m seedream_jax.evaluate --workdir W/weights --suite heldout --out new.json --against report.rows.jsonl
   python -m seedream_jax.evaluate --workdir W/autoencoder/weights --suite vae --data DATA:val
 
 Suites: heldout, bench, text, hard, val (prompts; judges with their ceilings and 95% intervals) and the gates vae,
-language, glyph (see run/gates.py). Beside the report stand a sheet of samples and an HTML page.
+language, glyph (see run/gates.py). Beside the report stand a sheet of samples, an HTML page and, for --against, the
+outcomes of every image. With classifier B (experiments/judge.py) its answers stand beside the matched filter's as
+*_b, and suite heldout has the FD-judge, "smoke" below 5,000 images (--images_per_prompt 11).
 """
 
-import dataclasses
-import os
 from collections.abc import Sequence
 
-import numpy as np
-import tqdm
 from absl import flags
 
 from seedream_jax import types
 from seedream_jax.eval import report as report_lib
 from seedream_jax.eval import suites
 from seedream_jax.flow import solvers
-from seedream_jax.run import cli, gates, pipeline
+from seedream_jax.run import cli, gates, pipeline, score
+from seedream_jax.run import open as open_lib
 
 GATES = ("vae", "language", "glyph")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Training workdir or weights folder.")
@@ -34,32 +34,13 @@ _PER_PROMPT = flags.DEFINE_integer("images_per_prompt", 1, "Pictures a prompt.",
 _STEPS = flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
 _GUIDANCE = flags.DEFINE_float("guidance", 4.0, "Classifier-free guidance scale.", lower_bound=0.0)
 _SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
+_CLASSIFIER = flags.DEFINE_string(
+  "classifier", None, "Folder of classifier B; default weights/WORLD/judge where it is; '' = none."
+)
+_AGAINST = flags.DEFINE_string("against", "", "ROWS.jsonl of a run to subtract, image by image.")
 _DATA = flags.DEFINE_string("data", "", "Data set a gate reads.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "SentencePiece model, for the language gate.")
 flags.mark_flags_as_required(["workdir"])
-
-
-def evaluate(
-  model: pipeline.Pipeline, options: pipeline.Options, prompts: Sequence[dict]
-) -> suites.Result:
-  """Samples and judges `prompts`."""
-  world = suites.load_world(_WORLD.value)
-
-  def sample_fn(chosen, seeds):
-    size = tuple(chosen[0]["scene"]["size"])
-    noise = np.concatenate([model.noise([0], size, int(s) & 0x7FFFFFFF) for s in seeds])
-    return model.sample([p["prompt"] for p in chosen], noise, options)[0]
-
-  return suites.run_suite(
-    _SUITE.value,
-    sample_fn,
-    prompts,
-    judges=suites.make_judges(world),
-    ceilings=world["ceilings"][_SUITE.value],
-    images_per_prompt=_PER_PROMPT.value,
-    batch_size=4 * options.batch_size,
-    progress=lambda batches: tqdm.tqdm(batches, desc=_SUITE.value, unit="batch"),
-  )
 
 
 def run_gate(name: str) -> dict:
@@ -67,11 +48,32 @@ def run_gate(name: str) -> dict:
   num = _NUM.value or 2048
   if not _DATA.value:
     raise types.UserError(f"--suite {name} needs --data")
+  if name == "language" and not _TOKENIZER.value:
+    raise types.UserError(f"--suite {name} needs --tokenizer")
   if name == "vae":
     return gates.vae(_WORKDIR.value, _DATA.value, _WORLD.value, num)
   if name == "language":
     return gates.language(_WORKDIR.value, _DATA.value, _TOKENIZER.value, num)
   return gates.glyph(_WORKDIR.value, _DATA.value, num)
+
+
+def run_suite() -> suites.Result:
+  """Scores the suite the flags ask for."""
+  request = score.Request(
+    _SUITE.value,
+    _WORLD.value,
+    _PROMPTS.value,
+    _NUM.value,
+    _PER_PROMPT.value,
+    _CLASSIFIER.value,
+    _AGAINST.value,
+  )
+  options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
+  result = score.score(request, lambda: pipeline.open_pipeline(_WORKDIR.value), options)
+  result.report["weights"] = _WORKDIR.value
+  if "against" in result.report:
+    print(score.table(result.report["against"]["differences"]))
+  return result
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,30 +82,19 @@ def main(argv: Sequence[str]) -> int:
   cli.prepare_jax()
   name, out = _SUITE.value, _OUT.value
   if name not in (*suites.SUITES, *GATES):
-    raise types.UserError(f"--suite {name}: expected one of {', '.join((*suites.SUITES, *GATES))}")
+    near = open_lib.nearest(name, (*suites.SUITES, *GATES))
+    raise types.UserError(f"--suite: no suite {name!r}{near}")
+  if out:
+    cli.check_out("--out", out)
   if name in GATES:
     report = run_gate(name)
     if out:
       report_lib.write_json(out, report)
-    print(suites.last_line(report))
-    return 0
-  prompts = suites.load_prompts(os.path.join(_PROMPTS.value, f"{_WORLD.value}_{name}.jsonl"))
-  prompts = prompts[: _NUM.value or None]
-  model = pipeline.open_pipeline(_WORKDIR.value)
-  options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
-  result = evaluate(model, options, prompts)
-  report = result.report | {
-    "sampler": dataclasses.asdict(options),
-    "weights": _WORKDIR.value,
-  }
-  if out:
-    report_lib.write_json(out, report)
-    stem = os.path.splitext(out)[0]
-    shown = report_lib.Sheet(name, result.images[:32], [p["prompt"] for p in result.prompts[:32]])
-    report_lib.sample_sheet(shown, columns=8).save(f"{stem}.png")
-    report_lib.html_page(
-      f"{stem}.html", title=f"seedream_jax: {name}", reports=[report], sheets=[shown]
-    )
+  else:
+    result = run_suite()
+    report = result.report
+    if out:
+      score.write(out, result)
   print(suites.last_line(report))
   return 0
 

@@ -7,6 +7,7 @@ judge's ceiling.
 """
 
 import difflib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -156,20 +157,34 @@ def _scenes(
   world: worlds.World, suite: str, size: tuple[int, int]
 ) -> Iterator[tuple[str, scene_lib.Scene]]:
   """(category, scene), no two of one content, without aesthetics."""
-  categories = _categories(world, suite)
   seen = set()
   for i in range(SCENES):
-    name = list(categories)[i % len(categories)]
-    rates, test = categories[name]
-    tilted = world.tilted(axis_rate=0.0, **rates)
     dice = scene_lib.Dice(SEED, "prompts", world.name, suite, i)
-    while True:
-      scene = scene_lib.sample_in(suite, dice, tilted, size)
-      key = splits.content_key(scene)
-      if test(scene) and key not in seen:
-        break
-    seen.add(key)
+    name, drawn = _draws(world.tilted(axis_rate=0.0), suite, size, i, dice)
+    scene = next(s for s in drawn if splits.content_key(s) not in seen)
+    seen.add(splits.content_key(scene))
     yield name, scene
+
+
+def _draws(
+  world: worlds.World, suite: str, size: tuple[int, int], i: int, dice: scene_lib.Dice
+) -> tuple[str, Iterator[scene_lib.Scene]]:
+  """The category of a suite's scene `i`, and scenes of it without end."""
+  categories = _categories(world, suite)
+  name = list(categories)[i % len(categories)]
+  rates, test = categories[name]
+  tilted = world.tilted(**rates)
+  endless = (scene_lib.sample_in(suite, dice, tilted, size) for _ in itertools.count())
+  return name, filter(test, endless)
+
+
+def reference(
+  world: worlds.World, suite: str, size: tuple[int, int], num: int
+) -> Iterator[scene_lib.Scene]:
+  """`num` other scenes as a suite's are drawn, with the world's aesthetics; contents may repeat."""
+  for i in range(num):
+    dice = scene_lib.Dice(SEED, "reference", world.name, suite, i)
+    yield next(_draws(world, suite, size, i, dice)[1])
 
 
 def write(

@@ -3,7 +3,7 @@
 A subject x background pair, a pair of adjacent Chinese characters and an English word are each held
 out one time in seven, by hash. What is left falls into train, val, bench, hard, ... by the hash of
 everything its full caption can say; pixels and aesthetics do not enter, so two splits never share a
-fully-named prompt.
+fully-named prompt. Only `train` is for generators; `judge` is for classifier B alone.
 """
 
 import functools
@@ -13,8 +13,9 @@ import json
 
 HELD_OUT = 7  # one in seven
 # Percent of the hash range; the rest is train.
-_RANGES = {"val": 2, "bench": 2, "hard": 2, "text": 2, "preference": 2, "refl": 2}
-NAMES = ("train", *_RANGES, "heldout")
+_RANGES = {"val": 2, "bench": 2, "hard": 2, "text": 2, "preference": 2, "refl": 2, "judge": 10}
+# A record's id holds its split's place here: append only.
+NAMES = ("train", "val", "bench", "hard", "text", "preference", "refl", "heldout", "judge")
 MAX_RECORDS = 2**27  # ids are uint32 in a batch: split index, then 27 bits of record index
 
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-LANGS = ("zh", "en")
-_FIXED = 3  # columns after the subject slots: colour, count, language
+from seedream_jax import types
+
+_FIXED = ("background.color", "count", "text.lang")  # columns after the subject slots
 
 
 class Labels(NamedTuple):
@@ -24,25 +25,35 @@ class Labels(NamedTuple):
   text_B: jax.Array  # float32, 1 where there is text
 
 
-def columns(
-  subjects: Sequence[str], colors: Sequence[str], max_count: int = 3
-) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-  """`LoaderConfig.labels` for scenes of up to `max_count` subjects (emoji) on named colours."""
-  slots = ((f"subjects.{i}.emoji", tuple(subjects)) for i in range(max_count))
-  return (
-    *slots,
-    ("background.color", tuple(colors)),
-    ("count", tuple(range(max_count + 1))),
-    ("text.lang", LANGS),
-  )
+class Vocabulary(NamedTuple):
+  """What the answers stand for."""
+
+  subjects: tuple[str, ...]  # emoji
+  colors: tuple[str, ...]
+  counts: tuple[int, ...]
+  slots: int  # subjects a scene may hold
+
+
+def vocabulary(columns: Sequence[tuple[str, Sequence[Any]]]) -> Vocabulary:
+  """Reads a config's `labels` back; UserError unless they are the columns that `decode` expects."""
+  slots, fixed = columns[: -len(_FIXED)], columns[-len(_FIXED) :]
+  want = (*(f"subjects.{i}.emoji" for i in range(max(len(slots), 1))), *_FIXED)
+  paths = tuple(path for path, _ in columns)
+  if paths != want or any(tuple(words) != tuple(slots[0][1]) for _, words in slots):
+    raise types.UserError(
+      f"data.labels: columns {', '.join(paths) or 'none'}; expected {', '.join(want)}, "
+      "every slot with one vocabulary"
+    )
+  (_, colors), (_, counts), _ = fixed
+  return Vocabulary(tuple(slots[0][1]), tuple(colors), tuple(counts), len(slots))
 
 
 def decode(label_BA: jax.Array, num_subjects: int) -> Labels:
-  """The answers in a batch of `columns`."""
-  if label_BA.shape[1] <= _FIXED:
+  """The answers in a batch of such columns."""
+  if label_BA.shape[1] <= len(_FIXED):
     raise ValueError(
-      f"label_BA of shape {label_BA.shape}: expected subject slots and {_FIXED} more"
+      f"label_BA of shape {label_BA.shape}: expected subject slots and {len(_FIXED)} more"
     )
-  slots_BA, (color_B, count_B, lang_B) = label_BA[:, :-_FIXED], label_BA[:, -_FIXED:].T
+  slots_BA, (color_B, count_B, lang_B) = label_BA[:, : -len(_FIXED)], label_BA[:, -len(_FIXED) :].T
   subject_BV = jnp.max(jax.nn.one_hot(slots_BA, num_subjects), axis=1)  # -1 gives a row of zeros
   return Labels(subject_BV, color_B, count_B, (lang_B >= 0).astype(jnp.float32))

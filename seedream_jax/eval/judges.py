@@ -33,6 +33,31 @@ class TextScore(NamedTuple):
   exact: bool
 
 
+class Answer(NamedTuple):
+  """What classifier B sees in one image."""
+
+  subjects: tuple[str, ...]  # emoji, likeliest first, as many as a scene may hold
+  color: str  # of the background
+  count: int
+
+
+AnswerFn = Callable[[Sequence[np.ndarray]], Sequence[Answer]]
+
+
+class SecondJudge:
+  """Classifier B, beside the matched filter: outcomes under names that end in _b."""
+
+  def __init__(self, answer: AnswerFn):
+    self._answer = answer
+
+  def judge(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Outcomes]:
+    """The outcomes of each uint8 image for its prompt."""
+    return [
+      dict(answer_outcomes(answer, prompt["scene"], prompt["lang"]))
+      for answer, prompt in zip(self._answer(images), prompts)
+    ]
+
+
 class Judges:
   """Every judge of one world."""
 
@@ -43,7 +68,7 @@ class Judges:
     *,
     sizes: tuple[int, int] = (18, 36),
     recognizer: Callable[[Sequence[np.ndarray]], list[str]] | None = None,
-    classify: Callable[[np.ndarray], Sequence[str]] | None = None,
+    second: SecondJudge | None = None,
   ):
     """Draws nothing yet.
 
@@ -52,11 +77,11 @@ class Judges:
       colors: colour words that may be meant.
       sizes: smallest and largest longer side of a subject, in pixels at 64 px.
       recognizer: reads lines; PP-OCR by default, loaded when a text is first judged.
-      classify: classifier B, uint8 images [N, H, W, 3] -> the emoji of each.
+      second: classifier B; None leaves its outcomes out.
     """
     self._filter = matched.MatchedFilter(subjects, sizes=sizes)
     self._palette = {name: pixels.PALETTE[name] for name in colors}
-    self._recognizer, self._classify_fn = recognizer, classify
+    self._recognizer, self._second = recognizer, second
 
   def judge(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Outcomes]:
     """The outcomes of each uint8 image for its prompt."""
@@ -70,8 +95,9 @@ class Judges:
           ocr.fold(scene["text"]["content"]), reading, scene["text"]["lang"]
         )
       out.append(outcomes)
-    if self._classify_fn is not None:
-      self._classify(images, prompts, out)
+    if self._second is not None:
+      for outcomes, more in zip(out, self._second.judge(images, prompts)):
+        outcomes |= more
     return out
 
   def read(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[str | None]:
@@ -104,16 +130,6 @@ class Judges:
 
   def _name(self, rgb: np.ndarray) -> str:
     return pixels.nearest_color(rgb, self._palette)
-
-  def _classify(
-    self, images: Sequence[np.ndarray], prompts: Sequence[Prompt], out: list[Outcomes]
-  ) -> None:
-    """Adds classifier B's opinion, on images of one subject."""
-    single = [i for i, prompt in enumerate(prompts) if len(prompt["scene"]["subjects"]) == 1]
-    if single:
-      for i, emoji in zip(single, self._classify_fn(np.stack([images[i] for i in single]))):
-        right = emoji == prompts[i]["scene"]["subjects"][0]["emoji"]
-        out[i].update(_shares("subject_b", right, (prompts[i]["lang"],)))
 
 
 def score_text(target: str, reading: str) -> TextScore:
@@ -176,6 +192,25 @@ def subject_outcomes(
     small, large = sorted(want, key=lambda s: s["size"])
     right = longest.get(large["emoji"], 0) > longest.get(small["emoji"], np.inf)
     yield from _shares(f"{prefix}relation", right, (lang,))
+
+
+def answer_outcomes(
+  answer: Answer, scene: Scene, lang: str
+) -> Iterator[tuple[str, tuple[float, float]]]:
+  """Outcomes of classifier B's answer, where the matched filter and the pixels give theirs.
+
+  subject_b   the k likeliest kinds are the k kinds asked for; top-1 where one is
+  count_b     as many subjects as asked for
+  color_b     the background's colour
+  """
+  want, prefix = scene["subjects"], "" if scene["style"] == templates.PLAIN else "styled/"
+  if want:
+    kinds, tags = {s["emoji"] for s in want}, (lang, str(len(want)))
+    right = set(answer.subjects[: len(kinds)]) == kinds
+    yield from _shares(f"{prefix}subject_b", right, tags)
+    yield from _shares(f"{prefix}count_b", answer.count == len(want), tags)
+  if scene["background"]["kind"] == "solid":
+    yield from _shares("color_b", answer.color == scene["background"]["color"], (lang,))
 
 
 def text_zone(scene: Scene) -> tuple[int, int, int, int]:

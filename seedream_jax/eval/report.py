@@ -266,11 +266,18 @@ def _table(report: Mapping[str, Any]) -> str:
       f'<td colspan="2">refused: {_escape(r["reason"])}</td>'
       f"<td>{ceiling}</td><td></td></tr>"
     )
+  distance = ""
+  if fd := report.get("fd_judge"):
+    mark = "smoke only; " if fd["smoke"] else ""
+    distance = (
+      f'<p class="sub">FD-judge {fd["value"]:.2f} x that of ground truth '
+      f"({mark}n = {fd['n']}, reference {fd['reference_n']}).</p>"
+    )
   weight = {"smoke": "smoke only, no evidence", "hint": "a hint, below the size of evidence"}
   note = weight.get(report["strength"], "evidence size")
   return (
     f'<h2>{_escape(report["suite"])}</h2><p class="sub">{report["n"]} images, '
-    f"{report['clusters']} scenes; {note}. Intervals: 95%, prompts resampled.</p>"
+    f"{report['clusters']} scenes; {note}. Intervals: 95%, prompts resampled.</p>{distance}"
     '<div class="scroll"><table><tr><th>metric</th><th>value</th>'
     f"<th>95% interval</th><th>ceiling</th><th>n</th></tr>{''.join(rows)}</table></div>"
   )

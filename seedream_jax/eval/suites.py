@@ -125,9 +125,7 @@ def run_suite(
     )
   if not prompts:
     raise types.UserError(f"--suite {name}: no prompts")
-  jobs = [
-    (prompt, noise_seed(prompt["id"], j)) for prompt in prompts for j in range(images_per_prompt)
-  ]
+  jobs = jobs_of(prompts, images_per_prompt)
   images: list[np.ndarray] = [np.empty(0)] * len(jobs)
   features = []
   for members in progress(list(_batches(jobs, batch_size))):
@@ -145,12 +143,19 @@ def run_suite(
   ]
   add_categories(rows, asked)
   report = summarize(name, rows, ceilings)
-  if distribution is not None:
+  if distribution is not None and len(rows) > 1:  # one image has no covariance
     fd = frechet.fd_judge(
       np.concatenate(features), distribution.reference, floor_NF=distribution.floor_NF
     )
     report["fd_judge"] = fd
   return Result(report, rows, images, asked)
+
+
+def jobs_of(prompts: Sequence[Prompt], images_per_prompt: int) -> list[tuple[Prompt, int]]:
+  """(prompt, noise seed) of every image."""
+  return [
+    (prompt, noise_seed(prompt["id"], j)) for prompt in prompts for j in range(images_per_prompt)
+  ]
 
 
 def measure_ceilings(
@@ -214,9 +219,8 @@ def compare(
   base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
   """{metric: other - base, interval, verdict} over rows of two arms of equal prompts and noise."""
+  check_pairs(base, [(row["id"], row["seed"]) for row in other])
   theirs = {(row["id"], row["seed"]): row for row in other}
-  if len(base) != len(other) or any((row["id"], row["seed"]) not in theirs for row in base):
-    raise ValueError("arms differ in prompts or noise: only the same (id, seed) rows can be paired")
   out = {}
   for metric in metrics:
     pairs = [(row, theirs[row["id"], row["seed"]]) for row in base if metric in row["outcomes"]]
@@ -237,6 +241,15 @@ def compare(
   return out
 
 
+def check_pairs(rows: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, int]]) -> None:
+  """UserError unless `rows` are of exactly these (prompt id, noise seed) images."""
+  if sorted((row["id"], row["seed"]) for row in rows) != sorted(images):
+    raise types.UserError(
+      f"arms differ in prompts or noise ({len(rows)} and {len(images)} images): "
+      "only the same (id, seed) rows can be paired"
+    )
+
+
 def last_line(report: Mapping[str, Any]) -> str:
   """The report as one line of JSON."""
   return json.dumps(report, ensure_ascii=False, allow_nan=False)
@@ -250,8 +263,11 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_rows(path: str) -> list[dict[str, Any]]:
   """What `write_rows` wrote."""
-  with open(path, encoding="utf-8") as f:
-    return [json.loads(line) for line in f]
+  try:
+    with open(path, encoding="utf-8") as f:
+      return [json.loads(line) for line in f]
+  except FileNotFoundError as e:
+    raise types.UserError(f"{path}: no such file of rows; evaluate --out writes one") from e
 
 
 def noise_seed(prompt_id: str, sample: int) -> int:

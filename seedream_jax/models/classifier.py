@@ -60,7 +60,7 @@ class Classifier(nnx.Module):
       setattr(self, f"blocks_{i}", Block(cfg, cfg.widths[max(i - 1, 0)], width, rngs=rngs))
     self.norm_out = vae.GroupNorm(cfg.widths[-1], cfg.norm_groups, rngs=rngs)
     # Mean and maximum: how much of a thing there is, and whether there is any.
-    self.embed = nnx.Linear(2 * cfg.widths[-1], cfg.feature_dim, dtype=cfg.dtype, rngs=rngs)
+    self.project = nnx.Linear(2 * cfg.widths[-1], cfg.feature_dim, dtype=cfg.dtype, rngs=rngs)
     for name, size in cfg.heads:
       setattr(self, f"head_{name}", nnx.Linear(cfg.feature_dim, size, dtype=cfg.dtype, rngs=rngs))
 
@@ -77,7 +77,7 @@ class Classifier(nnx.Module):
     pooled_BC = jnp.concatenate(
       [jnp.mean(x_BHWC, axis=(1, 2)), jnp.max(x_BHWC, axis=(1, 2))], axis=-1
     )
-    return jax.nn.silu(self.embed(pooled_BC)).astype(jnp.float32)
+    return jax.nn.silu(self.project(pooled_BC)).astype(jnp.float32)
 
   def __call__(self, image_BHWC: jax.Array) -> dict[str, jax.Array]:
     """{head: logits_BV, float32} of images in [-1, 1]."""
@@ -102,4 +102,7 @@ def make_config(variant: str = "nano", **overrides) -> ClassifierConfig:
 VARIANTS: dict[str, dict] = {
   "nano": dict(widths=(32, 64, 96, 128), norm_groups=8, feature_dim=256),
   "small": dict(widths=(64, 128, 256, 384), norm_groups=32, feature_dim=512),
+  # One level more for each doubling of the picture's side.
+  "base": dict(widths=(64, 128, 256, 384, 512), norm_groups=32, feature_dim=512),
+  "full": dict(widths=(64, 128, 256, 384, 512, 512), norm_groups=32, feature_dim=512),
 }

@@ -88,27 +88,33 @@ class Classify:
     cfg, sizes = self.cfg, self._sizes
     labels = labels_lib.decode(label_BA, sizes["subject"])
     logits = self._part.bind(params["classifier"])(image_BHWC)
+    subject_BV, color_BV, count_BV = (logits[name] for name in ("subject", "color", "count"))
     text_B = logits["text"][:, 0]
-    losses_B = {
-      "subject": (cfg.subject_weight, subject_loss(logits["subject"], labels.subject_BV)),
-      "color": (cfg.color_weight, class_loss(logits["color"], labels.color_B)),
-      "count": (cfg.count_weight, class_loss(logits["count"], labels.count_B)),
-      "text": (cfg.text_weight, optax.sigmoid_binary_cross_entropy(text_B, labels.text_B)),
+    all_B = jnp.ones(len(label_BA))
+    # question: (its weight, losses, right answers, 1 where the scene has an answer)
+    answers = {
+      "subject": (
+        cfg.subject_weight,
+        subject_loss(subject_BV, labels.subject_BV),
+        jnp.all((subject_BV > 0) == (labels.subject_BV > 0), axis=1),
+        all_B,
+      ),
+      "color": (cfg.color_weight, *_one_of(color_BV, labels.color_B)),
+      "count": (cfg.count_weight, *_one_of(count_BV, labels.count_B)),
+      "text": (
+        cfg.text_weight,
+        optax.sigmoid_binary_cross_entropy(text_B, labels.text_B),
+        (text_B > 0) == (labels.text_B > 0),
+        all_B,
+      ),
     }
-    right_B = {
-      "subject": jnp.all((logits["subject"] > 0) == (labels.subject_BV > 0), axis=1),
-      "color": jnp.argmax(logits["color"], axis=1) == labels.color_B,
-      "count": jnp.argmax(logits["count"], axis=1) == labels.count_B,
-      "text": (text_B > 0) == (labels.text_B > 0),
-    }
-    total = sum(weight * jnp.sum(loss_B) for weight, loss_B in losses_B.values())
-    weight = jnp.float32(image_BHWC.shape[0])
-    metrics = {f"{name}_loss": (jnp.sum(loss_B), weight) for name, (_, loss_B) in losses_B.items()}
-    metrics |= {
-      f"{name}_accuracy": (jnp.sum(hit_B.astype(jnp.float32)), weight)
-      for name, hit_B in right_B.items()
-    }
-    return types.Loss(total, weight, metrics, {})
+    total = sum(weight * jnp.sum(loss_B) for weight, loss_B, _, _ in answers.values())
+    metrics = {}
+    for name, (_, loss_B, right_B, asked_B) in answers.items():
+      asked = jnp.sum(asked_B)
+      metrics[f"{name}_loss"] = (jnp.sum(loss_B), asked)
+      metrics[f"{name}_accuracy"] = (jnp.sum(jnp.where(right_B, asked_B, 0.0)), asked)
+    return types.Loss(total, jnp.float32(len(label_BA)), metrics, {})
 
   def _features(self, params, frozen, batch, rng) -> jax.Array:
     """features_BE for the Frechet distance."""
@@ -139,6 +145,12 @@ def class_loss(logits_BV: jax.Array, target_B: jax.Array) -> jax.Array:
   """Cross-entropy of one class among V, 0 where the target is -1; (B,)."""
   loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BV, jnp.maximum(target_B, 0))
   return jnp.where(target_B >= 0, loss_B, 0.0)
+
+
+def _one_of(logits_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(losses, right answers, 1 where there is a target), each (B,)."""
+  right_B = jnp.argmax(logits_BV, axis=1) == target_B
+  return class_loss(logits_BV, target_B), right_B, (target_B >= 0).astype(jnp.float32)
 
 
 def make(config: ConfigDict) -> Classify:

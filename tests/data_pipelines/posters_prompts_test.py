@@ -91,6 +91,16 @@ class PromptsTest(parameterized.TestCase):
     self.assertEqual([p["prompt"] for p in read], [p["prompt"] for p in SUITES["text"]])
     self.assertTrue(all(p["scene"]["text"]["box"] for p in read))
 
+  def test_a_reference_is_other_scenes_drawn_as_the_suite_is(self):
+    drawn = list(prompts.reference(NANO, "heldout", (64, 64), 90))
+    frozen = [p["scene"] for p in SUITES["heldout"] if p["lang"] == "zh"]
+    self.assertEqual({splits.split_of(s) for s in drawn}, {"heldout"})
+    self.assertFalse({s["seed"] for s in drawn} & {s["seed"] for s in frozen})
+    kinds = [s["text"] and s["text"]["lang"] for s in drawn]
+    self.assertEqual(kinds, [None, "zh", "en"] * 30)
+    axes = [sum(s["aesthetics"].values()) for s in drawn]
+    self.assertBetween(sum(axes) / len(axes), 0.6, 1.4)  # four axes at 0.25
+
   def test_unknown_suite_names_the_nearest(self):
     with self.assertRaisesRegex(types.UserError, "did you mean 'bench'"):
       prompts.make(NANO, "benhc")

@@ -175,8 +175,33 @@ class PictureTest(parameterized.TestCase):
     self.assertNotIn("R_a", got)
 
   def test_classifier_b_stands_beside(self):
-    got = self._judge(self.image, self.scene, classify=lambda images: ["🐉"] * len(images))
+    wrong = judges.Answer(("🐉", "🐼", "🏮"), "white", 1)
+    second = judges.SecondJudge(lambda images: [wrong] * len(images))
+    got = self._judge(self.image, self.scene, second=second)
     self.assertEqual((got["subject"][0], got["subject_b/zh"]), (1.0, (0.0, 1.0)))
+    self.assertNotIn("subject_b", self._judge(self.image, self.scene))
+
+  @parameterized.parameters(
+    # kinds drawn, what B says, subject_b, count_b
+    (("🐼",), judges.Answer(("🐼", "🐉", "🏮"), "red", 1), 1.0, 1.0),
+    (("🐼",), judges.Answer(("🐉", "🐼", "🏮"), "red", 2), 0.0, 0.0),
+    (("🐼", "🐼"), judges.Answer(("🐼", "🐉", "🏮"), "red", 2), 1.0, 1.0),
+    (("🐼", "🐉"), judges.Answer(("🐉", "🐼", "🏮"), "red", 3), 1.0, 0.0),
+    (("🐼", "🐉"), judges.Answer(("🐉", "🏮", "🐼"), "red", 2), 0.0, 1.0),
+  )
+  def test_classifier_b_is_asked_for_the_kinds_drawn(self, kinds, answer, subject, count):
+    scene = tiny.scene(color="red", subjects=[(k, 20, (30, 30), "center") for k in kinds])
+    got = dict(judges.answer_outcomes(answer, scene, "en"))
+    self.assertEqual((got["subject_b"], got["count_b"]), ((subject, 1.0), (count, 1.0)))
+    self.assertEqual(got[f"subject_b/{len(kinds)}"], (subject, 1.0))
+    self.assertEqual(got["color_b/en"], (1.0, 1.0))
+    styled = dict(judges.answer_outcomes(answer, {**scene, "style": "neon"}, "en"))
+    self.assertEqual(styled["styled/subject_b"], (subject, 1.0))
+
+  def test_classifier_b_is_not_asked_what_a_scene_does_not_say(self):
+    scene = tiny.scene(color="red", text=("春", "zh", "white", "top"))
+    scene["background"]["kind"] = "gradient"
+    self.assertEmpty(dict(judges.answer_outcomes(judges.Answer((), "red", 0), scene, "zh")))
 
   @parameterized.parameters(("top", (0, 0, 32, 64)), ("right", (0, 32, 64, 64)))
   def test_zone_follows_the_place(self, place, want):

@@ -173,8 +173,10 @@ class SuitesTest(parameterized.TestCase):
     self.assertAlmostEqual(got["subject"]["value"], 1.0 - base)
     self.assertEqual((got["subject"]["verdict"], got["subject"]["strength"]), ("better", "smoke"))
     self.assertEqual(got["subject/zh"]["n"], 11)
-    with self.assertRaisesRegex(ValueError, "prompts or noise"):
+    with self.assertRaisesRegex(types.UserError, "prompts or noise"):
       suites.compare(a.rows, b.rows[1:], ["subject"])
+    with self.assertRaisesRegex(types.UserError, "prompts or noise"):
+      suites.compare(a.rows, [*b.rows[1:], b.rows[1]], ["subject"])
 
   def test_distribution_is_reported_as_a_ratio(self):
     rng = np.random.default_rng(0)
@@ -185,6 +187,8 @@ class SuitesTest(parameterized.TestCase):
     got = _run(_marks(1), _prompts(), distribution=spread).report["fd_judge"]
     self.assertGreater(got["value"], 10)
     self.assertTrue(got["smoke"])
+    lone = _run(_marks(1), _prompts()[:1], distribution=spread).report
+    self.assertNotIn("fd_judge", lone)  # one image has no covariance
 
   def test_last_line_is_one_json_object(self):
     line = suites.last_line(_run(_marks(0), _prompts()).report)

@@ -15,7 +15,7 @@ from seedream_jax.run import open as open_lib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRESETS = ("nano", "small", "base", "full")
-EXPERIMENTS = [("autoencoder", ""), ("pretrain", "")] + [
+EXPERIMENTS = [("autoencoder", ""), ("pretrain", ""), ("judge", "")] + [
   ("align", f",mode={m}") for m in ("lm", "pair", "glyph")
 ]
 CASES = [(name, preset, rest) for name, rest in EXPERIMENTS for preset in PRESETS]
@@ -40,6 +40,9 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(set(config.frozen), frozen)
     for player in config.optim.players:
       self.assertIn(player, stage.players)
+    devices = mesh.make(dict(data=1, fsdp=4, tensor=2))
+    for part in stage.parts().values():
+      sharding.infer(part.abstract, config.sharding.rules, devices)  # raises where no rule fits
 
   @parameterized.parameters(*PRESETS)
   def test_golden_sharding(self, preset):
