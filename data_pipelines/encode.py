@@ -367,7 +367,10 @@ class _Model:
 def _variant_of(folder: str, part: str) -> dict[str, Any]:
   """The part's model fields in the `config.json` beside the weights; {} where there is none."""
   path = pathlib.Path(folder, "config.json")
-  config = json.loads(path.read_text()) if path.exists() else {}
+  try:
+    config = json.loads(path.read_text()) if path.exists() else {}
+  except ValueError as e:
+    raise types.UserError(f"{path}: not JSON ({e})") from e
   return dict(config.get("model", {}).get(part, {}))
 
 
@@ -394,7 +397,7 @@ def define_flags() -> None:
   flags.DEFINE_string("tokenizer", "", "SentencePiece model of the LLM.")
   flags.DEFINE_integer("area", 0, "Side of the picture bucket's square; 0 keeps the records' own.")
   flags.DEFINE_integer("batch_size", 64, "Pictures, or texts, a batch.", lower_bound=1)
-  flags.DEFINE_string("dtype", "float32", "Compute dtype.")
+  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
   flags.DEFINE_string("task", "0/1", "K/N: encode every N-th shard from the K-th.")
 
 
@@ -404,6 +407,7 @@ def main(argv: list[str]) -> int:
   values, task = flags.FLAGS, _parse_task(flags.FLAGS.task)
   if bool(values.llm) != bool(values.tokenizer):
     raise types.UserError("--llm and --tokenizer: expected both or neither")
+  cli.check_out("--out", values.out, folder=True)
   if values.area:
     buckets.table(values.area)
   source = records.open_split(values.data)

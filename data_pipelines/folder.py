@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,15 +55,15 @@ def read_captions(path: str) -> dict[str, list[dict[str, Any]]]:
   Raises:
     types.UserError: naming the line that is not as described above.
   """
-  if not os.path.exists(path):
+  if not os.path.isfile(path):
     raise types.UserError(f"--captions {path}: no such file; expected JSON lines")
   out: dict[str, list[dict[str, Any]]] = {}
-  with open(path, encoding="utf-8-sig") as f:
+  with open(path, "rb") as f:
     for number, line in enumerate(f, 1):
-      if not line.strip():
-        continue
       try:
-        name, captions = _parse_line(json.loads(line))
+        if not (text := line.decode("utf-8-sig").strip()):
+          continue
+        name, captions = _parse_line(json.loads(text))
       except (ValueError, TypeError) as e:
         raise types.UserError(f"--captions {path}: line {number}: {e}") from e
       out.setdefault(name, []).extend(captions)
@@ -173,11 +174,11 @@ def build(
     raise types.UserError(f"--images {images}: no such folder")
   if (folder / "dataset_info.json").exists():
     raise types.UserError(f"--out {directory}: holds a data set already; give another folder")
-  folder.mkdir(parents=True, exist_ok=True)
   bad: dict[str, str] = {}
   good = _examples(root, captions, area, enlarge, workers, bad, progress)
   parts: list[tuple[pathlib.Path, int]] = []
   for first in good:  # one more record means one more shard
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}-{len(parts):05d}.part"
     chunk = itertools.chain((first,), itertools.islice(good, shard_size - 1))
     parts.append((path, records.write_shard(str(path), records.features(), chunk)))
@@ -263,6 +264,9 @@ def main(argv: list[str]) -> int:
   """Entry point; the last line printed is a JSON object of counts."""
   del argv
   values = flags.FLAGS
+  cli.check_out("--out", values.out, folder=True)
+  if not re.fullmatch(r"[A-Za-z_]\w*", values.split):
+    raise types.UserError(f"--split {values.split!r}: expected a word, such as train")
   captions = read_captions(values.captions)
   with tqdm.tqdm(total=len(captions), desc="folder", unit="img", dynamic_ncols=True) as bar:
     report = build(

@@ -22,18 +22,29 @@ _PART = flags.DEFINE_multi_string("part", [], "NAME=FOLDER; may be given several
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "SentencePiece model to include.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of floating leaves.")
-flags.mark_flags_as_required(["part", "out"])
+flags.mark_flags_as_required(["out"])
 
 
 def main(argv: Sequence[str]) -> int:
   """Entry point."""
   del argv
-  provenance, folder = {}, ""
-  for item in _PART.value:
+  cli.check_out("--out", _OUT.value, folder=True)
+  if not _PART.value:
+    raise types.UserError("--part: not given; expected NAME=FOLDER")
+  for item in _PART.value:  # all of them before anything is written
     name, _, folder = item.partition("=")
     source = os.path.join(folder, f"{name}.safetensors")
     if not os.path.exists(source):
       raise types.UserError(f"--part {item}: {source} does not exist; expected NAME=FOLDER")
+    checkpoint.read_header(source)
+  if not os.path.isfile(os.path.join(folder, "config.json")):
+    raise types.UserError(f"--part {item}: no config.json in {folder}, whose run would name it")
+  if _TOKENIZER.value and not os.path.isfile(_TOKENIZER.value):
+    raise types.UserError(f"--tokenizer {_TOKENIZER.value}: no such file")
+  provenance = {}
+  for item in _PART.value:
+    name, _, folder = item.partition("=")
+    source = os.path.join(folder, f"{name}.safetensors")
     _, metadata = checkpoint.read_header(source)
     target = os.path.join(_OUT.value, f"{name}.safetensors")
     checkpoint.save_weights(

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     raise types.UserError(
       f"--vocab_size {_VOCAB_SIZE.value}: 256 byte pieces need room; use at least 512"
     )
+  cli.check_out("--out", _OUT.value)
   texts = []
   for captions in records.iterate_captions(_DATA.value, _MAX_RECORDS.value):
     texts.extend(captions)

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from seedream_jax import types
 from seedream_jax.run import cli
+from seedream_jax.run import open as open_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, e.g. experiments/recipes/nano.py", lock_config=True
@@ -42,13 +43,14 @@ def run_step(command: str, workdir: str) -> dict:
     print(line, end="", flush=True)
     last = line.strip() or last
   code = process.wait()
-  if code == 2:
-    raise types.UserError(f"step failed: python -m {shlex.join(argv)} (its message stands above)")
-  if code != 0:
+  if code != 0:  # of a mistake of the user's it has told, in the one line there is to be
+    logging.warning("stopped with exit code %d: python -m %s", code, shlex.join(argv))
     raise SystemExit(code)
-  if not last.startswith("{"):
+  try:
+    result = json.loads(last)
+  except ValueError:
     return {}
-  return json.loads(last)
+  return result if isinstance(result, dict) else {}
 
 
 def check_gates(name: str, gates: Sequence[Sequence], result: dict) -> dict:
@@ -76,15 +78,22 @@ def main(argv: Sequence[str]) -> int:
 
 def run_recipe(workdir: str) -> int:
   """Runs or skips every step; the exit code."""
-  steps = _CONFIG.value.steps
+  steps = _CONFIG.value.get("steps")
+  if steps is None:
+    raise types.UserError("--config: holds no steps; expected one of experiments/recipes")
   names = [s["name"] for s in steps]
   if _UNTIL.value and _UNTIL.value not in names:
-    raise types.UserError(f"--until: no step {_UNTIL.value!r}; steps are {', '.join(names)}")
+    raise types.UserError(
+      f"--until: no step {_UNTIL.value!r}{open_lib.nearest(_UNTIL.value, names)}"
+    )
   log_path = os.path.join(workdir, "recipe.json")
   log = {}
   if os.path.exists(log_path):
-    with open(log_path) as f:
-      log = json.load(f)
+    try:
+      with open(log_path) as f:
+        log = json.load(f)
+    except ValueError as e:
+      raise types.UserError(f"{log_path}: not JSON ({e}); move it away to start over") from e
   redo = False
   for step in steps:
     name, command = step["name"], " ".join(step["command"].split())

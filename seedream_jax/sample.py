@@ -32,11 +32,12 @@ _GUIDANCE = flags.DEFINE_float(
   "guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0
 )
 _SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the starting noise.")
-_NOISE = flags.DEFINE_string("noise", "", ".npy of starting noise [B, H, W, C], float32.")
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Of the starting noise.", lower_bound=0, upper_bound=2**31 - 1
+)
+_NOISE = flags.DEFINE_string("noise", "", ".npy of starting noise [B, H, W, C], floats.")
 _LATENTS_OUT = flags.DEFINE_string("latents-out", "", "Where to keep the final latents, .npy.")
 flags.mark_flags_as_required(["workdir", "out"])
-MAX_NOISE_BYTES = 1 << 30
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -61,19 +62,17 @@ def read_prompts(given: Sequence[str], path: str) -> list[str]:
   return prompts
 
 
-def load_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
-  """The float32 noise of a .npy file that must have `shape`."""
+def load_noise(path: str) -> np.ndarray:
+  """The floats of a .npy file, mapped."""
   try:
-    if os.path.getsize(path) > MAX_NOISE_BYTES:
-      raise types.UserError(f"--noise {path}: larger than {MAX_NOISE_BYTES} bytes")
-    noise = np.load(path, allow_pickle=False)
-  except (OSError, ValueError) as e:
+    noise = np.lib.format.open_memmap(path, mode="r")  # np.load opens zip files and pickles too
+  except Exception as e:  # whatever numpy makes of damaged bytes
     raise types.UserError(f"--noise {path}: not a readable .npy file ({e})") from e
-  if noise.shape != shape:
-    raise types.UserError(
-      f"--noise {path}: shape {noise.shape}, expected {shape} for these prompts and this size"
-    )
-  return noise.astype(np.float32)
+  if noise.dtype.kind != "f":
+    raise types.UserError(f"--noise {path}: holds {noise.dtype}, expected float32")
+  if not np.isfinite(noise).all():
+    raise types.UserError(f"--noise {path}: holds values that are not finite")
+  return noise
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,18 +80,25 @@ def main(argv: Sequence[str]) -> int:
   del argv
   cli.prepare_jax()
   size, prompts = parse_size(_SIZE.value), read_prompts(_PROMPT.value, _PROMPTS.value)
+  options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
+  cli.check_out("--out", _OUT.value, folder=not _OUT.value.endswith(".png"))
+  if _LATENTS_OUT.value:
+    cli.check_out("--latents-out", _LATENTS_OUT.value)
+  given = load_noise(_NOISE.value) if _NOISE.value else None
   model = pipeline.open_pipeline(_WORKDIR.value)
   model.check_size(size)
   model.tokens(prompts)  # fail before drawing
   noise = model.noise(range(len(prompts)), size, _SEED.value)
-  if _NOISE.value:
-    noise = load_noise(_NOISE.value, noise.shape)
-  options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
-  try:
-    os.makedirs(os.path.dirname(os.path.abspath(_OUT.value)), exist_ok=True)
-  except OSError as e:
-    raise types.UserError(f"--out {_OUT.value}: cannot write there ({e.strerror})") from e
+  if given is not None:
+    if given.shape != noise.shape:
+      raise types.UserError(
+        f"--noise {_NOISE.value}: shape {given.shape}, expected {noise.shape} for these prompts "
+        "and this size"
+      )
+    noise = np.array(given, np.float32)
   images, latents = model.sample(prompts, noise, options, progress=True)
+  for path in filter(None, (_OUT.value, _LATENTS_OUT.value)):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   if _LATENTS_OUT.value:
     np.save(_LATENTS_OUT.value, latents)
   if not _OUT.value.endswith(".png"):

@@ -11,10 +11,9 @@ An interrupted run resumes where it stopped. Several --size values take turns.
 
 import os
 import re
-import sys
 
 import tqdm
-from absl import app, flags
+from absl import flags
 
 from data_pipelines.posters import (
   builder,
@@ -28,6 +27,7 @@ from data_pipelines.posters import (
   worlds,
 )
 from seedream_jax import types
+from seedream_jax.run import cli
 
 _WORLD = flags.DEFINE_string("world", "nano", f"preset: {', '.join(worlds.NAMES)}")
 _SPLIT = flags.DEFINE_string("split", "train", f"one of {', '.join(splits.NAMES)}")
@@ -94,14 +94,20 @@ def make_source(world: worlds.World) -> builder.Source:
   return damage.Damaged(posters, _DAMAGE.value)
 
 
-def run() -> None:
-  """Does what the flags ask; raises types.UserError for what the user got wrong."""
+def main(argv: list[str]) -> None:
+  """Entry point."""
+  del argv
   world = worlds.make_world(_WORLD.value)
   if not _OUT.value and not _SHEET.value:
     raise types.UserError("--out: not given; expected the folder to write the data set to")
-  if os.path.exists(_OUT.value) and not os.path.isdir(_OUT.value):
-    raise types.UserError(f"--out: {_OUT.value} is a file; expected a folder")
+  if _OUT.value:
+    cli.check_out("--out", _OUT.value, folder=True)
+  if _SHEET.value:
+    cli.check_out("--sheet", _SHEET.value)
   if _PROMPTS.value:
+    if unknown := set(_PROMPTS.value) - set(prompts.SUITES):
+      names = ", ".join(prompts.SUITES)
+      raise types.UserError(f"--prompts: unknown {min(unknown)!r}; expected of {names}")
     for suite in _PROMPTS.value:
       print(f"wrote {prompts.write(world, suite, _OUT.value, fonts.find(_FONTS.value))}")
     return
@@ -112,7 +118,8 @@ def run() -> None:
   plan = builder.Plan(make_source(world), _NUM.value, _SHARD_SIZE.value)
   if _SHEET.value:
     records = [plan.source.example(i) for i in range(min(plan.num, 12 if _GLYPHS.value else 96))]
-    sheet.contact_sheet([sheet.decode(r["image"]) for r in records]).save(_SHEET.value)
+    os.makedirs(os.path.dirname(os.path.abspath(_SHEET.value)), exist_ok=True)
+    sheet.contact_sheet([sheet.decode(r["image"]) for r in records]).save(_SHEET.value, "PNG")
     print(f"wrote {_SHEET.value}")
   if not _OUT.value:
     return
@@ -121,16 +128,5 @@ def run() -> None:
   print(f"{_OUT.value}: {report.records} records, {report.rendered} rendered, {report.kept} kept")
 
 
-def main(argv: list[str]) -> None:
-  """Exit code 2 and one line for what the user got wrong."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  try:
-    run()
-  except types.UserError as e:
-    print(f"posters: {e}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

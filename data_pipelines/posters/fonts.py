@@ -124,7 +124,7 @@ def main() -> int:
     for name, path, index in find().files:
       print(f"{name}: {path}#{index}")
   except types.UserError as e:
-    print(f"posters: {e}", file=sys.stderr)
+    print(f"error: {e}", file=sys.stderr)
     return 2
   return 0
 

@@ -20,7 +20,7 @@ def get_config():
     step(
       "pretrain",
       f"seedream_jax.train --config {config} --workdir {W}/pretrain --config.optim.lr=1e-4 "
-      "--config.eval.every_steps=100",
+      "--config.eval.every_steps=100 --config.eval.evaluators.val.batches=2",
     ),
     step(
       "samples",

@@ -1,11 +1,15 @@
 """How every verb starts and fails: exit 2 and one line for what the user got wrong, never a traceback."""
 
+import contextlib
+import difflib
 import fcntl
 import logging as py_logging
 import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import IO, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -24,32 +28,76 @@ def fail(message: str) -> NoReturn:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    return flags.FLAGS(list(argv))
+    rest = flags.FLAGS(list(argv))
+    if "config" in flags.FLAGS:
+      _ = flags.FLAGS.config.keys  # raises now what ml_collections could not read
   except flags.Error as e:
-    fail(str(e))
-  except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, ImportError) as e:
+    fail(_without_trace(str(e)))
+  except OSError as e:
+    fail(f"--config: {_unreadable(e)}")
+  except (AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as e:
     # ml_collections raises these for an unknown key ("Did you mean ...?") or a value of the wrong type.
-    fail(f"config: {e}")
+    fail(f"--config: {e.args[0] if isinstance(e, KeyError) else e}")
+  if len(rest) > 1:
+    fail(f"unexpected argument {rest[1]!r}: a value with spaces needs quotes, a flag two dashes")
+  return rest
 
 
-def claim(workdir: str) -> IO[str]:
-  """Makes a workdir and locks it for this process; keep what is returned open. The lock dies with the process.
+def _without_trace(message: str) -> str:
+  """ml_collections puts the whole traceback into what absl tells of a config file that refuses its argument."""
+  where, _, trace = message.partition("Error whilst parsing config file:")
+  return where + trace.strip().splitlines()[-1].partition(": ")[2] if trace else message
+
+
+def _unreadable(error: OSError) -> str:
+  """Why a config file could not be read, and the nearest that could."""
+  reason = str(error).strip().splitlines()[-1].split("failure to load:")[-1].strip()
+  named = re.search(r"\] (.*): '(.*)'$", reason)
+  if not named:
+    return reason
+  folder, name = os.path.split(named[2])
+  names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+  near = difflib.get_close_matches(name, [n for n in names if n.endswith(".py")], n=1, cutoff=0.0)
+  hint = f"; nearest: {os.path.join(folder, near[0])}" if near else ""
+  return f"{named[2]}: {named[1]}{hint}"
+
+
+@contextlib.contextmanager
+def claim(workdir: str) -> Iterator[None]:
+  """Makes a workdir and locks it for this process; one made here goes again when nothing was written to it.
 
   Raises:
     types.UserError: the folder cannot be written, or another process is at work in it: two would race for the
       same checkpoints.
   """
+  is_new = not os.path.exists(workdir)
   try:
     os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, ".lock"), "w")  # noqa: SIM115  held for the process's life
+    lock = open(os.path.join(workdir, ".lock"), "w")  # noqa: SIM115  closed below
   except OSError as e:
     raise types.UserError(f"--workdir {workdir}: cannot write there ({e.strerror})") from e
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as e:
-    lock.close()
-    raise types.UserError(f"--workdir {workdir}: another process is at work there") from e
-  return lock
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+      raise types.UserError(f"--workdir {workdir}: another process is at work there") from e
+    try:
+      yield
+    finally:
+      if is_new and all(set(files) <= {".lock"} for _, _, files in os.walk(workdir)):
+        shutil.rmtree(workdir)
+
+
+def check_out(flag: str, path: str, *, folder: bool = False) -> None:
+  """Makes nothing; UserError unless `path` can be written, said before the work and not after it."""
+  kinds = ("file", "folder")
+  if os.path.exists(path) and os.path.isdir(path) != folder:
+    raise types.UserError(f"{flag} {path}: is a {kinds[not folder]}; expected a {kinds[folder]}")
+  parent = os.path.abspath(path if folder else os.path.dirname(path))
+  while not os.path.exists(parent):
+    parent = os.path.dirname(parent)
+  if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+    raise types.UserError(f"{flag} {path}: {parent} is no folder that can be written to")
 
 
 def _is_ours(record: py_logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ Each is given apart for Chinese and English. Dims: B batch, H W C image, L LLM t
 
 import json
 import os
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -38,7 +39,7 @@ def open_players(
 def vae(folder: str, data: str, world: str, num: int) -> dict[str, float]:
   """{zh, en, psnr, ...} over the first `num` pictures of `data` that carry text."""
   _, stage, params = open_players(folder)
-  reconstruct = jax.jit(stage.predict_fns()["reconstruct"])
+  reconstruct = jax.jit(_predict_fn(folder, stage, "reconstruct"))
   images, prompts = _text_pictures(data, num)
   batch = 64
   recons = []
@@ -67,7 +68,7 @@ def vae(folder: str, data: str, world: str, num: int) -> dict[str, float]:
 def language(folder: str, data: str, tokenizer_path: str, num: int) -> dict[str, float]:
   """{zh, en: worst of the gated probes, "subject/zh": ...}; fitted on `data`:train, judged on `data`:val."""
   _, stage, params = open_players(folder)
-  features = stage.predict_fns()["features"]
+  features = _predict_fn(folder, stage, "features")
   fn = jax.jit(lambda ids_BL: features(params, {}, {"train": {"llm_ids_BL": ids_BL}}, None))
   tokenizer = tokenizers.LLMTokenizer(tokenizer_path)
   fit = probes.examples(f"{data}:train", tokenizer, limit=num)
@@ -80,11 +81,21 @@ def language(folder: str, data: str, tokenizer_path: str, num: int) -> dict[str,
 def glyph(folder: str, data: str, num: int) -> dict[str, float]:
   """{zh, en, box_to_text, text_to_box, ...} over `num` sheets of `data`."""
   config, stage, params = open_players(folder)
-  predict = stage.predict_fns()["embed"]
+  predict = _predict_fn(folder, stage, "embed")
   embed = jax.jit(lambda batch: predict(params, {}, {"train": batch}, None))
   config.data.streams.val.source = data
   loader = open_lib.open_loaders(config, ["val"])["val"]
   return probes.retrieval(embed, (loader.batch(i) for i in range(max(num // loader.batch_size, 1))))
+
+
+def _predict_fn(folder: str, stage: types.Stage, name: str) -> Callable:
+  """The stage's function of that name; UserError when what `folder` holds is of another stage."""
+  known = stage.predict_fns()
+  if name not in known:
+    raise types.UserError(
+      f"--workdir {folder}: this gate reads {name!r}, its stage gives {', '.join(known)}"
+    )
+  return known[name]
 
 
 def _text_pictures(data: str, num: int) -> tuple[np.ndarray, list[dict]]:

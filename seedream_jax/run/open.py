@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 
 from seedream_jax import types
@@ -27,6 +29,7 @@ from seedream_jax.run import step as step_lib
 GROUPS = (
   "seed", "stage", "model", "frozen", "init", "data", "optim", "sharding", "train", "ckpt", "eval",
 )  # fmt: skip
+_DTYPES = ("float32", "bfloat16", "float16")
 RANDOM = "random"  # a frozen part drawn from the seed: for tests and shape checks only
 
 
@@ -61,9 +64,14 @@ def read_config(folder: str) -> ml_collections.ConfigDict:
     )
   try:
     with open(path, encoding="utf-8") as f:
-      return ml_collections.ConfigDict(_tuples(json.load(f)))
+      found = json.load(f)
   except ValueError as e:
     raise types.UserError(f"{path}: not JSON ({e})") from e
+  if not isinstance(found, dict):
+    raise types.UserError(
+      f"{path}: holds a {type(found).__name__}, expected the object of a config"
+    )
+  return ml_collections.ConfigDict(_tuples(found))
 
 
 def _tuples(value: Any) -> Any:
@@ -86,6 +94,30 @@ def make_stage(config: ml_collections.ConfigDict) -> types.Stage:
   return importlib.import_module(f"seedream_jax.stages.{name}").make(config)
 
 
+def _check_train(train: ml_collections.ConfigDict) -> None:
+  """What would else come out only after the first call, or the last."""
+  for key in ("total_steps", "accum_steps", "steps_per_call", "log_every_steps", "max_bad_steps"):
+    if train[key] < 1:
+      raise types.UserError(f"train.{key}: {train[key]}, expected at least 1")
+  for key in ("frozen_dtype", "export_dtype"):
+    if train[key] not in _DTYPES:
+      raise types.UserError(f"train.{key}: no dtype {train[key]!r}{nearest(train[key], _DTYPES)}")
+
+
+def _check_batches(config: ml_collections.ConfigDict, device_mesh: jax.sharding.Mesh) -> None:
+  """A batch is cut into microbatches, and over devices; neither cut may leave a rest."""
+  shards = math.prod(device_mesh.shape[axis] for axis in types.BATCH_AXES)
+  cuts = {"train.accum_steps": config.train.accum_steps, "sharding.mesh: data x fsdp": shards}
+  for name in train_streams(config):
+    size = config.data.streams[name].batch_size
+    for what, count in cuts.items():
+      if size % count:
+        raise types.UserError(
+          f"data.streams.{name}.batch_size: {size}, {what} = {count} does not divide it; "
+          f"nearest: {max(round(size / count), 1) * count}"
+        )
+
+
 def player_config(config: ml_collections.ConfigDict, player: str) -> dict[str, Any]:
   """`optim` without `players`, overlaid with `optim.players.PLAYER`."""
   base = {k: v for k, v in config.optim.to_dict().items() if k != "players"}
@@ -94,9 +126,11 @@ def player_config(config: ml_collections.ConfigDict, player: str) -> dict[str, A
 
 def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
   """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
+  stage = make_stage(config)
+  _check_train(config.train)
   devices = jax.devices()[: config.sharding.num_devices or None]
   device_mesh = mesh.make(config.sharding.mesh.to_dict(), devices)
-  stage = make_stage(config)
+  _check_batches(config, device_mesh)
   parts = stage.parts()
   for player in config.optim.players:
     if player not in stage.players:
@@ -158,15 +192,35 @@ def init_from(params: types.Params, config: ml_collections.ConfigDict, player: s
   path = os.path.join(config.path, f"{player}.safetensors")
   if not os.path.exists(path) and re.fullmatch(config.allow_missing_players, player):
     return params
-  loaded = checkpoint.load_weights(
-    path, params, allow_missing=config.allow_missing, allow_extra=config.allow_extra
-  )
+  try:
+    loaded = checkpoint.load_weights(
+      path, params, allow_missing=config.allow_missing, allow_extra=config.allow_extra
+    )
+  except types.UserError as e:
+    raise types.UserError(f"init.path: {e}") from e
   return trees.unflatten({**trees.flatten(params), **trees.flatten(loaded)})
 
 
 def open_tokenizer(config: ml_collections.ConfigDict) -> tokenizers.LLMTokenizer | None:
   """The config's tokenizer, where it names one."""
   return tokenizers.LLMTokenizer(config.data.tokenizer) if config.data.tokenizer else None
+
+
+def encode_prompts(
+  config: ml_collections.ConfigDict, prompts: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """llm_ids_BL in the smallest text bucket of the `train` stream that holds all prompts, and byt5_ids_BG."""
+  tokenizer, stream = open_tokenizer(config), config.data.streams.train
+  if tokenizer is None:
+    raise types.UserError("data.tokenizer: not given, but an evaluator has prompts to encode")
+  ids = [tokenizer.encode(prompt) for prompt in prompts]
+  buckets = sorted(stream.text_buckets)
+  length = next((b for b in buckets if b >= max(map(len, ids))), buckets[-1])
+  glyphs = [tokenizers.byt5_ids(tokenizers.find_quoted(p), stream.glyph_bytes) for p in prompts]
+  return {
+    "llm_ids_BL": np.stack([tokenizer.pad(row, length) for row in ids]),
+    "byt5_ids_BG": np.stack(glyphs),
+  }
 
 
 def open_loaders(config: ml_collections.ConfigDict, names: Sequence[str]) -> dict[str, Any]:
@@ -235,7 +289,10 @@ def _load_frozen(config, stage, rules, device_mesh):
       frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
     else:
       file = os.path.join(path, f"{name}.safetensors")
-      frozen[name], digest = checkpoint.load_weights(file, abstract), checkpoint.sha256(file)
+      try:
+        frozen[name], digest = checkpoint.load_weights(file, abstract), checkpoint.sha256(file)
+      except types.UserError as e:
+        raise types.UserError(f"frozen.{name}: {e}") from e
     provenance[name] = {"path": path, "sha256": digest}
   return frozen, provenance, shardings
 

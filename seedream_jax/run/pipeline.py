@@ -7,6 +7,7 @@ Dims: B batch, H W latent grid, C channels.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 
@@ -34,6 +35,11 @@ class Options:
   guidance: float = 4.0
   solver: str = "euler"
   batch_size: int = 32
+
+  def __post_init__(self):
+    """A comparison lets NaN through, and so do the flags' bounds."""
+    if not math.isfinite(self.guidance):
+      raise types.UserError(f"--guidance {self.guidance}: expected a finite number, e.g. 4")
 
 
 class Pipeline:
@@ -66,12 +72,13 @@ class Pipeline:
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises UserError unless both sides are multiples of what the model can draw."""
-    for side in size:
-      if side % self.multiple or not 0 < side <= MAX_SIDE:
-        raise types.UserError(
-          f"--size {size[0]}x{size[1]}: sides must be multiples of {self.multiple} up to {MAX_SIDE}; "
-          f"nearest: {max(self.multiple, round(side / self.multiple) * self.multiple)}"
-        )
+    step, most = self.multiple, MAX_SIDE // self.multiple
+    near = tuple(step * min(max(round(side / step), 1), most) for side in size)
+    if near != tuple(size):
+      raise types.UserError(
+        f"--size {size[0]}x{size[1]}: sides must be multiples of {step} up to {step * most}; "
+        f"nearest: {near[0]}x{near[1]}"
+      )
 
   def tokens(self, prompts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
     """LLM ids of each prompt and ByT5 ids [B, G]; UserError for a prompt or quoted text that does not fit."""

@@ -118,7 +118,9 @@ class LLMTokenizerTest(parameterized.TestCase):
       for b in rng.choices(_ZH, k=60)
     ]
     cut = tokenizers.train_sentencepiece(texts, f"{self.dir}/han.model", 600)
-    self.assertEqual(cut.pieces("左上方有一个小小的熊猫，red")[1:12], list("左上方有一个小小的熊猫"))
+    self.assertEqual(
+      cut.pieces("左上方有一个小小的熊猫，red")[1:12], list("左上方有一个小小的熊猫")
+    )
 
   def test_too_long_for_the_bucket(self):
     with self.assertRaisesRegex(types.UserError, "prompt of 5 tokens: the model reads at most 3"):
