@@ -29,6 +29,8 @@ _COMMAND = flags.DEFINE_string(
   "python -m seedream_jax.recipe --config experiments/recipes/nano.py --workdir W",
   "The command that made them.",
 )
+_COMMIT = flags.DEFINE_string("commit", "", "The commit that made them; default: this tree's.")
+_NOTE = flags.DEFINE_string("note", "", "What a reader must know before the scores.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weights folder; README.md is written there.")
 _RESULTS = flags.DEFINE_string("results", None, "Folder for summary.json, curves.html and reports.")
 flags.mark_flags_as_required(["recipe", "weights", "results"])
@@ -124,9 +126,10 @@ def card(summary: dict, judged: dict[str, dict]) -> str:
     "",
     "A bilingual text-to-image model of posters, 64x64 pixels, made from nothing by this repository's own code:",
     "a SentencePiece tokenizer, a decoder-only LLM, a glyph-aligned ByT5, a VAE (f8, 16 channels) and an MMDiT.",
-    "It draws 64 emoji subjects on eight grounds with one or two of 128 Chinese characters or up to five capitals.",
-    "It knows nothing else: it exists so that the demo starts from something and every later stage has a base.",
+    "Its world is 64 emoji subjects on eight grounds, one or two of 128 Chinese characters, or up to five capitals;",
+    "the scores below say how much of it has been learned. It is what the demo and every later stage start from.",
     "",
+    *((_NOTE.value, "") if _NOTE.value else ()),
     "    " + summary["command"],
     "",
     "Commit {commit}, {date}, {machine[cores]} cores of {machine[cpu]}, jax {machine[jax]};".format(
@@ -209,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
     )
   summary = {
     "command": _COMMAND.value,
-    "commit": commit(),
+    "commit": _COMMIT.value or commit(),
     "date": time.strftime("%Y-%m-%d"),
     "machine": machine(),
     "files": files,
