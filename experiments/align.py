@@ -13,7 +13,7 @@ Presets: nano (2 CPU cores), small, base and full (published LLM and ByT5 sizes;
 from experiments import common
 
 PRESETS = {
-  "nano": dict(batch=64, llm="nano", byt5="nano", lr=2e-3, steps=dict(lm=1000, pair=600, glyph=800), fsdp=1),
+  "nano": dict(batch=64, llm="nano", byt5="nano", lr=2e-3, steps=dict(lm=1000, pair=600, glyph=3000), fsdp=1),
   "small": dict(batch=256, llm="0.6B", byt5="small", lr=2e-4, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=1),
   "base": dict(batch=512, llm="1.7B", byt5="small", lr=1e-4, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=-1),
   "full": dict(batch=1024, llm="8B", byt5="small", lr=5e-5, steps=dict(lm=20_000, pair=50_000, glyph=50_000), fsdp=-1),
