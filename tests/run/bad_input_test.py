@@ -228,10 +228,14 @@ class BadInputTest(parameterized.TestCase):
     cls.server.communicate()
     super().tearDownClass()
 
+  def setUp(self):
+    super().setUp()
+    self.new = self.world / self._testMethodName  # what must not come to be
+
   def run_verb(self, command: str) -> tuple[int, list[str]]:
     """(exit code, lines on stderr)."""
     path, command = command.startswith("PATH="), command.removeprefix("PATH= ")
-    argv = [word.format(w=self.world, new=self.world / "new") for word in command.split()]
+    argv = [word.format(w=self.world, new=self.new) for word in command.split()]
     env = {"PATH": ""} if path else {}
     print(json.dumps([argv, env, self.log]), file=self.server.stdin, flush=True)
     code = int(self.server.stdout.readline())
@@ -272,10 +276,9 @@ class BadInputTest(parameterized.TestCase):
     *groups, name = key.split(".")
     group = functools.reduce(lambda c, g: c[g], groups, config)
     group[name] = value
-    workdir = self.world / "new"
-    with self.assertRaisesRegex(types.UserError, regex), cli.claim(str(workdir)):
-      open_lib.open_config(config, str(workdir))
-    self.assertFalse(workdir.exists())
+    with self.assertRaisesRegex(types.UserError, regex), cli.claim(str(self.new)):
+      open_lib.open_config(config, str(self.new))
+    self.assertFalse(self.new.exists())
 
 
 if __name__ == "__main__":
