@@ -2,8 +2,8 @@ r"""Writes what a recipe run showed: results with curves, and the model card tha
 
   python -m benchmarks.card --recipe /tmp/nano --weights weights/nano --results benchmarks/results/nano
 
-Everything is read from the run: commands, seconds and gates from recipe.json, curves from each stage's metrics.jsonl,
-scores from the reports of evaluate. Nothing is typed in by hand, so nothing can be rounded up.
+Numbers are read from the run: commands, seconds and gates from recipe.json, curves from each stage's metrics.jsonl,
+scores from the reports of evaluate. --command, --commit and --note are the caller's word.
 """
 
 import glob
@@ -11,16 +11,17 @@ import json
 import math
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 
 import jax
 from absl import flags
 
+from benchmarks import machine
 from seedream_jax import types
 from seedream_jax.engine import checkpoint
 from seedream_jax.eval import report as report_lib
+from seedream_jax.eval import suites
 from seedream_jax.run import cli
 
 _RECIPE = flags.DEFINE_string("recipe", None, "Workdir of the recipe that made the weights.")
@@ -35,7 +36,6 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "Weights folder; README.md is wr
 _RESULTS = flags.DEFINE_string("results", None, "Folder for summary.json, curves.html and reports.")
 flags.mark_flags_as_required(["recipe", "weights", "results"])
 
-SUITES = ("heldout", "bench", "text", "hard")
 # Curves worth a plot, by stage.
 CURVES = {
   "autoencoder": ("vae/l1", "vae/psnr", "val/loss"),
@@ -54,7 +54,7 @@ BARS = (
 
 
 def curves(workdir: str, names: Sequence[str]) -> dict[str, list[report_lib.Curve]]:
-  """{metric: [curve]} of one stage; a metric's name may be nested under an evaluator's."""
+  """{metric: [curve]} of one stage; a metric's name may stand under its player's."""
   with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as f:
     rows = [json.loads(line) for line in f]
   out = {}
@@ -80,44 +80,24 @@ def seconds_in_steps(workdir: str) -> float:
   return total
 
 
-def machine() -> dict[str, str | int]:
-  """What it ran on."""
-  with open("/proc/cpuinfo", encoding="utf-8") as f:
-    model = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "")
-  return {
-    "cpu": model or platform.processor(),
-    "cores": os.cpu_count(),
-    "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-  }
-
-
-def commit() -> str:
-  """The commit of the tree this runs in, "+changes" when tracked files differ from it."""
-
-  def git(*args: str) -> str:
-    return subprocess.run(("git", *args), capture_output=True, text=True, check=True).stdout.strip()
-
-  return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "-uno", "-s") else "")
-
-
 def reports(recipe: str) -> dict[str, dict]:
-  """{suite: report} of those that were judged."""
+  """{suite: report} of those that were judged, heldout first."""
   found = {}
-  for suite in SUITES:
+  for suite in suites.SUITES:
     path = os.path.join(recipe, f"{suite}.json")
     if os.path.exists(path):
       with open(path, encoding="utf-8") as f:
         found[suite] = json.load(f)
-  if not found:
-    raise types.UserError(f"--recipe {recipe}: no report of {', '.join(SUITES)} there")
+  if "heldout" not in found:
+    raise types.UserError(
+      f"--recipe {recipe}: no heldout.json there, the report the card opens with"
+    )
   return found
 
 
 def card(summary: dict, judged: dict[str, dict]) -> str:
   """The model card, markdown."""
-  heldout = judged.get("heldout") or next(iter(judged.values()))
+  heldout = judged["heldout"]
   steps = summary["steps"]
   hours = sum(s["seconds"] for s in steps.values()) / 3600
   sampler = heldout["sampler"]
@@ -132,9 +112,7 @@ def card(summary: dict, judged: dict[str, dict]) -> str:
     *((_NOTE.value, "") if _NOTE.value else ()),
     "    " + summary["command"],
     "",
-    "Commit {commit}, {date}, {machine[cores]} cores of {machine[cpu]}, jax {machine[jax]};".format(
-      **summary
-    ),
+    "Commit {commit}, {date}, {cpu}, jax {jax};".format(**summary),
     f"{hours:.2f} hours in all. Files are safetensors.",
     "",
     "| file | bytes | parameters | trained for |",
@@ -144,7 +122,7 @@ def card(summary: dict, judged: dict[str, dict]) -> str:
       for f in summary["files"]
     ),
     "",
-    f"## Scores ({heldout['suite']}, {heldout['n']} pictures of {heldout['clusters']} scenes never trained on)",
+    f"## Scores (heldout, {heldout['n']} pictures of {heldout['clusters']} scenes never trained on)",
     "",
     f"{sampler['num_steps']} {sampler['solver']} steps, guidance {sampler['guidance']}. Judges had no part in training;"
     " the ceiling is what they give ground truth.",
@@ -159,7 +137,7 @@ def card(summary: dict, judged: dict[str, dict]) -> str:
       if name in heldout["metrics"]
     ),
     "",
-    "Other suites, value (95% interval):",
+    "By suite, value (95% interval):",
     "",
     "| metric | " + " | ".join(judged) + " |",
     "|---|" + "---|" * len(judged),
@@ -212,9 +190,11 @@ def main(argv: Sequence[str]) -> int:
     )
   summary = {
     "command": _COMMAND.value,
-    "commit": _COMMIT.value or commit(),
+    "commit": _COMMIT.value or machine.commit(),
     "date": time.strftime("%Y-%m-%d"),
-    "machine": machine(),
+    "cpu": machine.cpu(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
     "files": files,
     "steps": steps,
   }
@@ -224,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
   report_lib.html_page(
     os.path.join(results, "curves.html"),
     title="weights/nano",
-    subtitle=f"{summary['command']}; commit {summary['commit']}, {summary['date']}, {summary['machine']['cpu']}",
+    subtitle=f"{summary['command']}; commit {summary['commit']}, {summary['date']}, {summary['cpu']}",
     plots={
       f"{stage}: {name}": curve
       for stage, names in CURVES.items()

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from benchmarks import machine
 from seedream_jax.engine import weights
 
 AIMS = ("", "", "commit", "export")
@@ -126,9 +127,6 @@ def main() -> int:
       paths = sorted(glob.glob(f"{workdir}/weights/*"))
       digests.append({os.path.basename(path): weights.sha256(path) for path in paths})
       logging.info("%s ended after %.1f s, exit code %d", workdir, seconds["all"], code)
-  git = ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"]
-  with open("/proc/cpuinfo", encoding="utf-8") as f:
-    cpus = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
   report = {
     "identical": code == 0 and bool(digests[0]) and all(d == digests[0] for d in digests),
     "kills": len(landed),
@@ -138,8 +136,8 @@ def main() -> int:
     "runs": len(digests) - 2,
     "whole_run_seconds": round(spans["all"], 1),
     "seconds": round(time.time() - begin, 1),
-    "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-    "cpu": f"{os.cpu_count()} cores of {cpus[0] if cpus else 'unknown'}",
+    "commit": machine.commit(),
+    "cpu": machine.cpu(),
     "sha256": digests[0],
   }
   print(json.dumps(report))

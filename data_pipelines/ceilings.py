@@ -71,7 +71,7 @@ def measure_classifier(
     raise types.UserError(f"--classifier {classifier.folder}: not of world {name}")
   ceilings = _of_suites(world, fonts, judges_lib.SecondJudge(classifier.answers))
   suite, size = judge_lib.FD_SUITE, tuple(int(v) for v in world.sizes[0].split("x"))
-  asked = [p for p in prompts.make(world, suite, fonts) if p["lang"] == "zh"]
+  asked = _one_a_scene(world, suite, fonts)
   again = (_unsaid_anew(p, world, r) for p in asked for r in range(_RENDERS))
   render_NE = _features(again, len(asked) * _RENDERS, fonts, classifier)
   other = prompts.reference(world, suite, size, num)
@@ -91,12 +91,15 @@ def _of_suites(
   """{suite: ceilings}."""
   renderer, ceilings = render.shared(fonts), {}
   for suite in suites.SUITES:
-    asked = [
-      p for p in prompts.make(world, suite, fonts) if p["lang"] == "zh"
-    ]  # one picture a scene
+    asked = _one_a_scene(world, suite, fonts)
     ceilings[suite] = _rounded([p["scene"] for p in asked], asked, renderer, judges)
     logging.info("%s: %d scenes", suite, len(asked))
   return ceilings
+
+
+def _one_a_scene(world: worlds.World, suite: str, fonts: fonts_lib.FontSet) -> list[prompts.Prompt]:
+  """The suite's Chinese prompts: every scene once, for what it shows has no language."""
+  return [p for p in prompts.make(world, suite, fonts) if p["lang"] == "zh"]
 
 
 def _unsaid_anew(prompt: prompts.Prompt, world: worlds.World, render_number: int) -> dict[str, Any]:

@@ -60,13 +60,13 @@ def run_gate(name: str) -> dict:
 def run_suite() -> suites.Result:
   """Scores the suite the flags ask for."""
   request = score.Request(
-    _SUITE.value,
-    _WORLD.value,
-    _PROMPTS.value,
-    _NUM.value,
-    _PER_PROMPT.value,
-    _CLASSIFIER.value,
-    _AGAINST.value,
+    suite=_SUITE.value,
+    world=_WORLD.value,
+    prompts=_PROMPTS.value,
+    num=_NUM.value,
+    images_per_prompt=_PER_PROMPT.value,
+    classifier=_CLASSIFIER.value,
+    against=_AGAINST.value,
   )
   options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
   result = score.score(request, lambda: pipeline.open_pipeline(_WORKDIR.value), options)

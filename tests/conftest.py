@@ -1,4 +1,4 @@
-"""Eight CPU devices and strict rank promotion for every test."""
+"""Eight CPU devices, strict rank promotion and a compile cache of this run's own for every test."""
 
 import atexit
 import os
@@ -6,15 +6,12 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests build the same program; in the environment, so that child processes share it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="seedream_jax_xla_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# The same program is built by many tests and by their child processes: compile it once a run.
-_CACHE = tempfile.mkdtemp(prefix="seedream_jax_xla_")
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
-jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -3,8 +3,7 @@ r"""Everything behind weights/nano, from nothing: data, tokenizer, VAE, text enc
   python -m seedream_jax.recipe --config experiments/recipes/nano.py --workdir out/nano
 
 Three gates stop it with their number: OCR on VAE reconstructions, linear probes on the LLM, ByT5 retrieval.
-`nano.py:ungated` writes the gates' numbers down and goes on; `nano.py:quick` does so too, on less data and fewer steps,
-in well under an hour.
+`nano.py:ungated` writes the gates' numbers down and goes on; `nano.py:quick` does so too, on less data and fewer steps.
 Wall time of each step stands in WORKDIR/recipe.json; of the shipped weights, in weights/nano/README.md.
 """
 

@@ -15,6 +15,7 @@ from absl import app, flags, logging
 
 from seedream_jax import types
 
+_COMPILE_CACHE = "~/.cache/seedream_jax/xla"
 # Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
 _CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
 
@@ -120,12 +121,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
-def prepare_jax(compile_cache: str = "~/.cache/seedream_jax/xla") -> None:
+def prepare_jax() -> None:
   """Settings a verb wants before the first computation: the CPU kernel choice and the compile cache."""
   if _CPU_XLA_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_CPU_XLA_FLAG}".strip()
   import jax  # after XLA_FLAGS
 
-  if compile_cache:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compile_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -22,9 +22,8 @@ from seedream_jax.eval import frechet, suites
 from seedream_jax.eval import judges as judges_lib
 from seedream_jax.run import gates
 
-FD_SUITE = (
-  "heldout"  # the one reference shows these scenes; of other suites it would measure the content
-)
+# The one reference shows this suite's kind of scene; for another it would measure the content.
+FD_SUITE = "heldout"
 WEIGHTS = "classifier.safetensors"
 _TRUTH = "truth"
 _BATCH = 64

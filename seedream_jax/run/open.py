@@ -213,14 +213,11 @@ def encode_prompts(
   tokenizer, stream = open_tokenizer(config), config.data.streams.train
   if tokenizer is None:
     raise types.UserError("data.tokenizer: not given, but an evaluator has prompts to encode")
-  ids = [tokenizer.encode(prompt) for prompt in prompts]
   buckets = sorted(stream.text_buckets)
-  length = next((b for b in buckets if b >= max(map(len, ids))), buckets[-1])
-  glyphs = [tokenizers.byt5_ids(tokenizers.find_quoted(p), stream.glyph_bytes) for p in prompts]
-  return {
-    "llm_ids_BL": np.stack([tokenizer.pad(row, length) for row in ids]),
-    "byt5_ids_BG": np.stack(glyphs),
-  }
+  ids, byt5_ids_BG = tokenizers.encode_prompts(tokenizer, prompts, buckets[-1], stream.glyph_bytes)
+  length = next(b for b in buckets if b >= max(map(len, ids)))
+  llm_ids_BL = np.stack([tokenizer.pad(row, length) for row in ids])
+  return {"llm_ids_BL": llm_ids_BL, "byt5_ids_BG": byt5_ids_BG}
 
 
 def open_loaders(config: ml_collections.ConfigDict, names: Sequence[str]) -> dict[str, Any]:

@@ -82,14 +82,9 @@ class Pipeline:
 
   def tokens(self, prompts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
     """LLM ids of each prompt and ByT5 ids [B, G]; UserError for a prompt or quoted text that does not fit."""
-    ids = [self.tokenizer.encode(p) for p in prompts]
-    for prompt, row in zip(prompts, ids):
-      if len(row) > self.text_buckets[-1]:
-        raise types.UserError(
-          f"prompt {prompt[:40]!r}... has {len(row)} tokens: the model reads at most {self.text_buckets[-1]}"
-        )
-    glyphs = [tokenizers.byt5_ids(tokenizers.find_quoted(p), self.glyph_bytes) for p in prompts]
-    return ids, np.stack(glyphs)
+    return tokenizers.encode_prompts(
+      self.tokenizer, prompts, self.text_buckets[-1], self.glyph_bytes
+    )
 
   def sample(
     self,

@@ -32,10 +32,8 @@ def recall_loss(model: llm.LLM, features_BLE: jax.Array, ids_BL: jax.Array) -> j
   """-log p of each token given its own feature, [B, L]: a feature must still say what it stands on.
 
   A causal model has no use for a word once it is passed, and its last layer forgets it, but a DiT
-  reads that layer. The features are read backwards, so that the table that scores the next token
-  can score this one without a parameter of its own.  # ours
-  Tried on nano captions, 1,000 steps: a linear probe on pooled features finds the subject in 0.54
-  (zh) and 0.81 (en) of captions without this loss; with it, in 0.99 after 400 steps.
+  reads that layer. The embedding table scores this token from the feature read backwards, since in a
+  tied model it already scores the next one from the feature itself.  # ours
   """
   scores_BLV = model.embed_tokens.attend(features_BLE[..., ::-1]).astype(jnp.float32)
   return optax.softmax_cross_entropy_with_integer_labels(scores_BLV, ids_BL)
