@@ -23,7 +23,7 @@ def get_config(arg=None):
   config.stage = dict(
     name="autoencode",
     adversary_start_percent=96.0,
-    latent_noise=0.05,  # ours; undisclosed: what the DiT hands the decoder is never exact
+    latent_noise=0.5,  # ours; undisclosed: what the DiT hands the decoder is never exact
   )
   config.model = dict(
     vae=dict(variant=preset["vae"]), critic=dict(variant="nano" if nano else "base")

@@ -13,8 +13,8 @@ from experiments import common
 # `shift` is SD3's alpha (eq. 23), of the preset's own size; `fsdp` -1 = over all chips.
 PRESETS = {
   "nano": dict(
-    batch=64, text_buckets=(16, 32, 64, 256), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
-    lr=1e-3, steps=3_500, shift=1.0, fsdp=1, dtype="float32",
+    batch=16, text_buckets=(16, 24, 32, 64, 256), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
+    lr=1e-3, steps=60_000, shift=1.0, fsdp=1, dtype="float32",
   ),
   "small": dict(
     batch=256, text_buckets=(32, 64, 256), glyph_bytes=64, dit="small", vae="flux", llm="0.6B", byt5="small",
@@ -88,12 +88,13 @@ def get_config(arg=None):
 
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 200 if nano else 2_000
-  config.optim.ema = dict(eval=(".*", 0.999 if nano else 0.9999))
+  config.optim.ema = dict(eval=(".*", 0.9995 if nano else 0.9999))
   config.sharding.mesh = common.mesh(preset["fsdp"])
   config.train.total_steps = arg.steps or preset["steps"]
   config.train.frozen_dtype = preset["dtype"]
-  config.ckpt.every_steps = 500 if nano else 2_000
-  config.eval.every_steps = 1_000 if nano else 5_000
+  config.train.log_every_steps = 50 if nano else 20
+  config.ckpt.every_steps = 1_000 if nano else 2_000
+  config.eval.every_steps = 4_000 if nano else 5_000
   config.eval.evaluators = dict(
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8),
     samples=dict(

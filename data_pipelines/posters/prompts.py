@@ -173,6 +173,10 @@ def _draws(
   categories = _categories(world, suite)
   name = list(categories)[i % len(categories)]
   rates, test = categories[name]
+  if rates is _ONE:  # each subject in turn, so that a score speaks of all of them
+    subject = world.subjects[i // len(categories) % len(world.subjects)]
+    colors = tuple(c for c in world.colors if c not in subjects.lookup(subject).avoid)
+    rates = {**rates, "subjects": (subject,), "colors": colors}
   tilted = world.tilted(**rates)
   endless = (scene_lib.sample_in(suite, dice, tilted, size) for _ in itertools.count())
   return name, filter(test, endless)

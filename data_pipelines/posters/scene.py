@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.posters import palette, splits, subjects, words, worlds
 
-GRAMMAR = 3  # raise when the same seed would give another scene
+GRAMMAR = 4  # raise when the same seed would give another scene
 
 Scene = dict[str, Any]
 _MAX_TRIES = 100_000

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib.resources
 import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,13 +57,9 @@ class Result:
 
 def load_prompts(path: str) -> list[Prompt]:
   """Prompts from JSON lines."""
-  try:
-    with open(path, encoding="utf-8") as f:
-      prompts = [json.loads(line) for line in f if line.strip()]
-  except FileNotFoundError as e:
-    raise types.UserError(
-      f"{path}: no such prompt file; write it with python -m data_pipelines.posters --prompts ..."
-    ) from e
+  prompts = _read_lines(
+    path, "prompt file", "write it with python -m data_pipelines.posters --prompts ..."
+  )
   for number, prompt in enumerate(prompts, 1):
     missing = {"id", "prompt", "lang", "scene"} - set(prompt)
     if missing:
@@ -263,11 +260,27 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_rows(path: str) -> list[dict[str, Any]]:
   """What `write_rows` wrote."""
+  return _read_lines(path, "file of rows", "evaluate --out writes one")
+
+
+def _read_lines(path: str, kind: str, advice: str) -> list[dict[str, Any]]:
+  """The JSON objects of a file, one a line; `advice` says where a file of this kind comes from."""
   try:
-    with open(path, encoding="utf-8") as f:
-      return [json.loads(line) for line in f]
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
   except FileNotFoundError as e:
-    raise types.UserError(f"{path}: no such file of rows; evaluate --out writes one") from e
+    raise types.UserError(f"{path}: no such {kind}; {advice}") from e
+  except (OSError, UnicodeDecodeError) as e:
+    why = e.strerror if isinstance(e, OSError) else "not UTF-8"
+    raise types.UserError(f"{path}: no {kind} ({why}); {advice}") from e
+  out = []
+  for number, line in enumerate(lines, 1):
+    try:
+      out.append(json.loads(line or "null"))
+    except json.JSONDecodeError as e:
+      raise types.UserError(f"{path}:{number}: not JSON ({e}); {advice}") from e
+    if not isinstance(out[-1], dict):
+      raise types.UserError(f"{path}:{number}: expected one JSON object a line; {advice}")
+  return out
 
 
 def noise_seed(prompt_id: str, sample: int) -> int:

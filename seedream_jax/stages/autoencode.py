@@ -30,8 +30,9 @@ class AutoencodeConfig:
     kl_weight: of the mean KL of a latent element against N(0, 1). It only keeps latents from drifting apart in
       scale, so that one mean and std a channel describe them; at 1e-6 it costs no sharpness, while the posterior
       noise of a large one would blur strokes.
-    latent_noise: the decoder sees the latent plus this many standard deviations of noise, since what it will decode
-      comes from a sampler that errs.
+    latent_noise: the decoder sees the latent plus noise of up to this many standard deviations, evenly drawn for each
+      example: what it will decode comes from a sampler that errs, and latents that survive noise are easier to
+      sample (l-DeTok, arXiv:2507.15856).
     adversary_weight: of the critic's opinion.
     adversary_start_percent: of training, before which the critic is neither asked nor computed; set the critic's
       `start_steps` to the same step or a little earlier.
@@ -136,15 +137,17 @@ class Autoencode:
     """Reconstruction from a posterior sample, and the posterior; float32."""
     model = self._parts["vae"].bind(params)
     mean_BHWC, logvar_BHWC = (x.astype(jnp.float32) for x in model.encode(image_BHWC))
-    keys_B2 = timesteps.per_example(rng, id_B, jax.random.split)
+    keys_B3 = timesteps.per_example(rng, id_B, lambda key: jax.random.split(key, 3))
 
     def normal(keys_B):
       return jax.vmap(lambda key: jax.random.normal(key, mean_BHWC.shape[1:]))(keys_B)
 
-    z_BHWC = vae.sample_posterior(mean_BHWC, logvar_BHWC, normal(keys_B2[:, 0]))
+    z_BHWC = vae.sample_posterior(mean_BHWC, logvar_BHWC, normal(keys_B3[:, 0]))
     if self.cfg.latent_noise:
       std_C = jax.lax.stop_gradient(model.stats.std[...])
-      z_BHWC = z_BHWC + self.cfg.latent_noise * std_C[None, None, None, :] * normal(keys_B2[:, 1])
+      level_B = self.cfg.latent_noise * jax.vmap(jax.random.uniform)(keys_B3[:, 2])
+      level_BHWC = level_B[:, None, None, None] * std_C
+      z_BHWC = z_BHWC + level_BHWC * normal(keys_B3[:, 1])
     return model.decode(z_BHWC).astype(jnp.float32), mean_BHWC, logvar_BHWC
 
   def _adversary(self, critic_params, recon_BHWC, step) -> jax.Array:

@@ -46,9 +46,13 @@ class SceneTest(parameterized.TestCase):
       self.assertTrue(splits.held_out(scene))
 
   def test_one_in_seven_is_held_out(self):
-    pairs = [(s, c) for s in subjects.NANO for c in palette.NANO]
-    share = sum(splits.pair_is_held_out(*p) for p in pairs) / len(pairs)
-    self.assertBetween(share, 0.10, 0.19)
+    for emoji in subjects.CURATED:
+      held = [c for c in palette.ALL if splits.pair_is_held_out(emoji, c)]
+      self.assertLen(held, 2, emoji)
+      self.assertEqual(
+        [c in palette.NANO for c in held], [True, False]
+      )  # what nano draws, and the rest
+      self.assertEmpty(subjects.lookup(emoji).avoid & set(held))
     chars = [a + b for a in words.FREQUENT for b in words.FREQUENT]
     share = sum(splits.text_is_held_out(c, "zh") for c in chars) / len(chars)
     self.assertBetween(share, 0.13, 0.155)

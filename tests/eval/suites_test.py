@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import tempfile
 
 import numpy as np
@@ -209,6 +210,17 @@ class SuitesTest(parameterized.TestCase):
       f.write('{"id": "a", "prompt": "b", "lang": "en"}\n')
     with self.assertRaisesRegex(types.UserError, r"p.jsonl:1: .* lacks scene"):
       suites.load_prompts(path)
+    for read in (suites.load_prompts, suites.read_rows):
+      for line, why in (
+        ("{", "1: not JSON"),
+        ("", "1: expected one JSON object"),
+        ("[1]", "1: expec"),
+      ):
+        pathlib.Path(path).write_text(f"{line}\n")
+        with self.assertRaisesRegex(types.UserError, f"p.jsonl:{why}"):
+          read(path)
+      with self.assertRaisesRegex(types.UserError, "Is a directory"):
+        read(os.path.dirname(path))
 
   def test_the_nano_world_is_whole(self):
     world = suites.load_world("nano")
