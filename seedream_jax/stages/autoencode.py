@@ -146,7 +146,7 @@ class Autoencode:
     if self.cfg.latent_noise:
       std_C = jax.lax.stop_gradient(model.stats.std[...])
       level_B = self.cfg.latent_noise * jax.vmap(jax.random.uniform)(keys_B3[:, 2])
-      level_BHWC = level_B[:, None, None, None] * std_C
+      level_BHWC = level_B[:, None, None, None] * std_C[None, None, None, :]
       z_BHWC = z_BHWC + level_BHWC * normal(keys_B3[:, 1])
     return model.decode(z_BHWC).astype(jnp.float32), mean_BHWC, logvar_BHWC
 
