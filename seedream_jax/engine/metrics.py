@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,13 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
       row = json.loads(line)
       rows.setdefault(row["step"], {}).update(row)
   return [rows[step] for step in sorted(rows)]
+
+
+def mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Each metric's mean over the rows where it is a number; NaN where it is none (an empty quarter of t)."""
+  names = dict.fromkeys(name for row in rows for name in row)  # a player that rests has none
+  values = {n: [row[n] for row in rows if math.isfinite(row.get(n, math.nan))] for n in names}
+  return {name: sum(x) / len(x) if x else math.nan for name, x in values.items()}
 
 
 class Progress:

@@ -33,10 +33,11 @@ def _train(config, workdir: str) -> int:
   exp = open_lib.open_config(config, workdir)
   with jax.set_mesh(exp.mesh):
     loaders = open_lib.open_loaders(config, open_lib.train_streams(config))
+    plugins = _evaluators(exp)
     state = open_lib.load_state(exp)
     if jax.process_index() == 0:
       _write_config(workdir, config)
-    code, state = _run(exp, state, loaders)
+    code, state = _run(exp, state, loaders, plugins)
     exp.checkpointer.wait()
     if code == 0:
       export_weights(exp, state, os.path.join(workdir, "weights"))
@@ -44,16 +45,16 @@ def _train(config, workdir: str) -> int:
 
 
 def _run(
-  exp: open_lib.Experiment, state: types.TrainState, loaders
+  exp: open_lib.Experiment, state: types.TrainState, loaders, plugins
 ) -> tuple[int, types.TrainState]:
   config = exp.config
   total, fused = config.train.total_steps, config.train.steps_per_call
   step = int(state.step)
   writer = metrics.Writer(exp.workdir, start_step=step)
-  plugins = _evaluators(exp)
   progress = metrics.Progress(total, step, _batch_size(loaders), desc=config.stage.name)
   stop_asked = _stop_asked()
   pending: tuple[int, dict[str, jax.Array]] | None = None
+  rows: list[dict[str, float]] = []  # since the last line of metrics
   last_saved = step
   meta = open_lib.meta_of(exp)
   batches = _batches(exp, loaders, step, total, fused)
@@ -69,7 +70,7 @@ def _run(
       state, stats = update(state, exp.frozen, batch)
     step, stop = first + count, stop_asked(call)
     if pending is not None:  # read call k-1 while call k runs
-      bad = _log(writer, progress, config, *pending)
+      bad = _log(writer, progress, config, rows, *pending)
       if bad >= config.train.max_bad_steps:
         return _give_up(exp, bad, pending[0]), state
     pending = (first, stats)
@@ -78,7 +79,7 @@ def _run(
         for plugin in plugins:
           writer.scalars(step, plugin.run(exp, state, step, writer))
     if _due(config.ckpt.every_steps, first, step, total) or stop:
-      bad = _log(writer, progress, config, *pending)
+      bad = _log(writer, progress, config, rows, *pending)
       pending = None
       if bad == 0:
         with progress.pause():
@@ -153,17 +154,22 @@ def export_weights(exp: open_lib.Experiment, state: types.TrainState, folder: st
     logging.info("weights written to %s", folder)
 
 
-def _log(writer, progress, config, first: int, stats: dict[str, jax.Array]) -> int:
-  """Fetches one call's metrics, writes those due; returns the count of consecutive bad steps."""
+def _log(writer, progress, config, rows, first: int, stats: dict[str, jax.Array]) -> int:
+  """Fetches one call's metrics, writes the mean of `rows` when due; returns the count of consecutive bad steps."""
   stats = jax.device_get(stats)
-  rows = np.atleast_1d(stats["train/bad_steps"])
-  for i in range(len(rows)):
+  bad_steps = np.atleast_1d(stats["train/bad_steps"])
+  for i, bad in enumerate(bad_steps):
     step = first + i + 1
     row = {k: float(np.atleast_1d(v)[i]) for k, v in stats.items()}
     progress.update(step, row)
-    if step % config.train.log_every_steps == 0 or rows[i]:
-      writer.scalars(step, row | progress.speed())
-  return int(rows[-1])
+    if bad:  # a line of its own: its loss is no number
+      writer.scalars(step, row)
+      continue
+    rows.append(row)
+    if step % config.train.log_every_steps == 0:
+      writer.scalars(step, metrics.mean(rows) | progress.speed())
+      rows.clear()
+  return int(bad_steps[-1])
 
 
 def _give_up(exp, bad: int, step: int) -> int:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import math
 import os
 import tempfile
 from unittest import mock
@@ -61,6 +62,12 @@ class WriterTest(parameterized.TestCase):
     writer.close()
     row = self.lines()[0]
     self.assertEqual([row[k] for k in "abc"], [None, None, 2])
+
+  def test_mean_skips_what_is_no_number_or_missing(self):
+    rows = [{"a": 1.0, "b": math.nan}, {"a": 3.0, "b": 5.0, "c": math.inf}]
+    mean = metrics.mean(rows)
+    self.assertEqual((mean["a"], mean["b"]), (2.0, 5.0))
+    self.assertTrue(math.isnan(mean["c"]))
 
   def test_read_merges_a_step(self):
     writer = metrics.Writer(self.workdir)
