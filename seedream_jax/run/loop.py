@@ -33,8 +33,8 @@ def _train(config, workdir: str) -> int:
   exp = open_lib.open_config(config, workdir)
   with jax.set_mesh(exp.mesh):
     loaders = open_lib.open_loaders(config, open_lib.train_streams(config))
-    plugins = _evaluators(exp)
     state = open_lib.load_state(exp)
+    plugins = _evaluators(exp)  # before anything is written: it may find its data missing
     if jax.process_index() == 0:
       _write_config(workdir, config)
     code, state = _run(exp, state, loaders, plugins)

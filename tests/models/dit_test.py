@@ -16,6 +16,9 @@ from seedream_jax.models import dit, layers
 
 B, H, W, C, L, G, E, EG = 2, 6, 10, 3, 7, 5, 13, 11  # EG: glyph width
 TINY = dict(
+  patch=2,
+  adaln="single",
+  rope_base=4,
   width=24,
   depth=3,
   num_heads=2,

@@ -53,7 +53,7 @@ MODEL = dict(
   byt5=tiny.BYT5,
   vae=dict(variant="nano", widths=(4, 6, 6), norm_groups=2, latent_channels=3),
   dit=dict(
-    variant="nano", width=16, depth=2, num_heads=2, latent_channels=3, text_dim=12,
+    variant="nano", patch=2, width=16, depth=2, num_heads=2, latent_channels=3, text_dim=12,
     glyph_dim=10, max_text_len=64, glyph_len=8, downsample=4,
   ),
 )  # fmt: skip
@@ -90,6 +90,7 @@ CASES = (
   ("frozen", f"{OPENS} --config.frozen.byt5={{w}}/wrong", "frozen.byt5: .*has shape .2,., expected"),
   ("init", f"{OPENS},init={{w}}/wrong", "init.path: .*wrong/dit.safetensors: leaf .*, expected"),
   ("data", f"{OPENS},data={{w}}/none", "data set .*/none: no such folder"),
+  ("val_data", OPENS, "data set .*/data: no split 'val'; it has train"),
   ("tokenizer", f"{OPENS} --config.data.tokenizer={{w}}/none", "tokenizer .*/none: no such file"),
   ("until", f"{RECIPE} experiments/recipes/nano.py --until lmm", "no step 'lmm' .nearest valid: lm"),
   ("scale", f"{RECIPE} experiments/recipes/nano.py:quik", "nano.py:quik: 'quik': expected .*quick"),

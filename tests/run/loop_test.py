@@ -150,7 +150,7 @@ class LoopTest(parameterized.TestCase):
       with self.assertRaisesRegex(
         types.UserError, "3 steps in a row.*last good checkpoint: step 2"
       ):
-        loop._run(exp, state, loaders)
+        loop._run(exp, state, loaders, [])
       exp.checkpointer.wait()
       self.assertEqual(exp.checkpointer.steps(), [2])
 
