@@ -39,6 +39,7 @@ flags.mark_flags_as_required(["recipe", "weights", "results"])
 # Curves worth a plot, by stage.
 CURVES = {
   "autoencoder": ("vae/l1", "vae/psnr", "val/loss"),
+  "autoencoder_noise": ("vae/l1", "val/loss"),
   "lm": ("lm/loss", "lm/accuracy", "lm/recall"),
   "pair": ("pair/accuracy", "lm/loss", "lm/recall"),
   "glyph": ("glyph/box_loss", "glyph/hard_loss", "glyph/hard_accuracy"),
