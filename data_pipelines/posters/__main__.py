@@ -4,6 +4,7 @@ r"""Renders posters into a TFDS data set, or frozen prompt sets into JSON lines.
   python -m data_pipelines.posters --world nano --split train --num 20000 --damage 0.3 --out DIR
   python -m data_pipelines.posters --world nano --split train --num 8000 --glyphs 4,7 --out DIR
   python -m data_pipelines.posters --world nano --prompts bench,heldout,hard,val,text --out DIR
+  python -m data_pipelines.posters --world nano --prompts heldout --size 64x96 --out DIR  # for pictures of that size
   python -m data_pipelines.posters --world nano --split val --num 96 --sheet sheet.png  # only look
 
 An interrupted run resumes where it stopped. Several --size values take turns.
@@ -108,8 +109,11 @@ def main(argv: list[str]) -> None:
     if unknown := set(_PROMPTS.value) - set(prompts.SUITES):
       names = ", ".join(prompts.SUITES)
       raise types.UserError(f"--prompts: unknown {min(unknown)!r}; expected of {names}")
+    sizes = parse_sizes(_SIZE.value or [world.sizes[0]])
+    if len(sizes) > 1:
+      raise types.UserError(f"--size: {','.join(_SIZE.value)}; expected one for a prompt set")
     for suite in _PROMPTS.value:
-      print(f"wrote {prompts.write(world, suite, _OUT.value, fonts.find(_FONTS.value))}")
+      print(f"wrote {prompts.write(world, suite, _OUT.value, fonts.find(_FONTS.value), sizes[0])}")
     return
   if not 1 <= _NUM.value <= splits.MAX_RECORDS:
     raise types.UserError(f"--num: {_NUM.value}; expected 1 to {splits.MAX_RECORDS}")

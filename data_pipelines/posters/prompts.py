@@ -192,14 +192,18 @@ def reference(
 
 
 def write(
-  world: worlds.World, suite: str, directory: str, fonts: fonts_lib.FontSet | None = None
+  world: worlds.World,
+  suite: str,
+  directory: str,
+  fonts: fonts_lib.FontSet | None = None,
+  size: tuple[int, int] | None = None,
 ) -> str:
-  """Writes one suite as JSON lines; returns the path."""
+  """Writes one suite as JSON lines, for pictures of `size` (default: as `make`); returns the path."""
   if not directory:
     raise types.UserError("--out: not given; expected the folder to write prompt files to")
   folder = pathlib.Path(directory)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"{world.name}_{suite}.jsonl"
-  lines = [json.dumps(p, ensure_ascii=False) for p in make(world, suite, fonts)]
+  lines = [json.dumps(p, ensure_ascii=False) for p in make(world, suite, fonts, size=size)]
   path.write_text("\n".join(lines) + "\n")
   return str(path)

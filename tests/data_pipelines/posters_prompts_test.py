@@ -94,6 +94,13 @@ class PromptsTest(parameterized.TestCase):
     self.assertEqual([p["prompt"] for p in read], [p["prompt"] for p in SUITES["text"]])
     self.assertTrue(all(p["scene"]["text"]["box"] for p in read))
 
+  def test_another_size_keeps_the_split_and_fills_the_picture(self):
+    wide = prompts.make(NANO, "heldout", size=(64, 96))
+    self.assertEqual({tuple(p["scene"]["size"]) for p in wide}, {(64, 96)})
+    self.assertEqual({splits.split_of(p["scene"]) for p in wide}, {"heldout"})
+    centers = [s["center"][1] for p in wide for s in p["scene"]["subjects"]]
+    self.assertGreater(max(centers), 64)
+
   def test_a_reference_is_other_scenes_drawn_as_the_suite_is(self):
     drawn = list(prompts.reference(NANO, "heldout", (64, 64), 90))
     frozen = [p["scene"] for p in SUITES["heldout"] if p["lang"] == "zh"]

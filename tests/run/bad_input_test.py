@@ -136,6 +136,7 @@ CASES = (
   ("posters_size", f"{POSTERS} {{new}} --size 8x8", "--size: '8x8'; expected HxW with sides from"),
   ("posters_world", f"{POSTERS} {{new}} --world nan", "'nan'; did you mean 'nano'"),
   ("posters_suites", f"{POSTERS} {{new}} --prompts bench,txt", "--prompts: unknown 'txt'; .* text"),
+  ("posters_sizes", f"{POSTERS} {{new}} --prompts val --size 64x64,64x96", "--size: 64x64,64x96; expected one"),
   ("posters_out", f"{POSTERS} {NOT_A_FOLDER}", "--out .*empty/new: "),
   ("posters_sheet", f"{POSTERS} {{new}} --sheet {NOT_A_FOLDER}", "--sheet .*empty/new: "),
   ("no_picture", f"{FOLDER} {{w}}/captions.jsonl", "none of 1 pictures is good; empty: not a pict"),
