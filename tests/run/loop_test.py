@@ -129,21 +129,22 @@ class LoopTest(parameterized.TestCase):
       self.assertEqual(update._cache_size(), len(seen))
       self.assertIs(update, exp.trainer.compiled(("llm",), 1))
 
-  def test_a_bad_step_leaves_no_trace_and_several_stop_the_run(self):
+  def test_a_bad_step_leaves_no_trace_but_the_count(self):
+    exp = _sick_from(0, tiny_config())
+    with jax.set_mesh(exp.mesh):
+      loader = open_lib.open_loaders(exp.config, ["train"])["train"]
+      state = open_lib.load_state(exp)
+      before = jax.device_get((state.params, state.opt, state.ema))
+      batch = jax.tree.map(jax.numpy.asarray, {"train": loader.batch(0)})
+      state, stats = exp.trainer.compiled(("llm",), 1)(state, exp.frozen, batch)
+    jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt, state.ema))
+    self.assertEqual((int(state.step), int(state.bad_steps)), (1, 1))
+    self.assertTrue(np.isnan(stats["llm/loss"]))
+
+  def test_several_bad_steps_stop_the_run(self):
     config = tiny_config(total_steps=8)
     config.train.max_bad_steps = 3
-    exp = open_lib.open_config(config, _fresh())
-    sick = _Sick(exp.stage, from_step=3)
-    trainer = step.Trainer(
-      sick,
-      exp.trainer.optimizers,
-      config.seed,
-      1,
-      exp.trainer.state_shardings,
-      exp.trainer.frozen_shardings,
-      exp.mesh,
-    )
-    exp.trainer = trainer
+    exp = _sick_from(3, config)
     with jax.set_mesh(exp.mesh):
       state = open_lib.load_state(exp)
       loaders = open_lib.open_loaders(config, ["train"])
@@ -305,6 +306,22 @@ class _Sick:
     loss = self._stage.loss(*args, step=step, **kwargs)
     poison = jax.numpy.where(step >= self._from, jax.numpy.nan, 1.0)
     return loss._replace(total=loss.total * poison)
+
+
+def _sick_from(first: int, config) -> open_lib.Experiment:
+  """The experiment with its stage sick from step `first` on."""
+  exp = open_lib.open_config(config, _fresh())
+  trainer = exp.trainer
+  exp.trainer = step.Trainer(
+    _Sick(exp.stage, from_step=first),
+    trainer.optimizers,
+    config.seed,
+    1,
+    trainer.state_shardings,
+    trainer.frozen_shardings,
+    exp.mesh,
+  )
+  return exp
 
 
 if __name__ == "__main__":
