@@ -3,7 +3,8 @@ r"""Trains the experiment of a config file.
   python -m seedream_jax.train --config experiments/pretrain.py:nano --workdir /tmp/run [--config.optim.lr=1e-4 ...]
 
 Killed at any moment, the same command goes on from the newest whole checkpoint, bit for bit.
-Exit codes: 0 finished; 2 the user's mistake, one line on stderr; 143 saved and left on SIGTERM.
+Exit codes: 0 finished; 2 the user's mistake, one line on stderr; 143 saved and left on SIGTERM; 75 another
+process of the run is gone.
 """
 
 from collections.abc import Sequence

@@ -14,6 +14,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from seedream_jax import types
+from seedream_jax.engine import distributed
 
 _COMPILE_CACHE = "~/.cache/seedream_jax/xla"
 # Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
@@ -113,10 +114,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_is_ours)
-    try:
-      sys.exit(main(argv) or 0)
-    except types.UserError as e:
-      fail(str(e))
+    with distributed.together():
+      try:
+        sys.exit(main(argv) or 0)
+      except types.UserError as e:
+        fail(str(e))
 
   app.run(guarded, flags_parser=_parse)
 
