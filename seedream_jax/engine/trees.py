@@ -66,6 +66,11 @@ def match(rules: Rules, path: str, what: str = "rule") -> Any:
   raise types.UserError(f"no {what} covers parameter {path!r}; {hint}")
 
 
+def expand(regex: str, template: str, path: str) -> str:
+  r"""`template` with `\1`, `\2`, ... of the match of `regex` on the whole of `path`, slashes as dots."""
+  return re.fullmatch(regex, path).expand(template).replace("/", ".")
+
+
 def match_all(rules: Rules, paths: Iterable[str], what: str = "rule") -> dict[str, Any]:
   """{path: value of the first rule that matches it}; an uncovered path is a `types.UserError`."""
   return {path: match(rules, path, what) for path in paths}

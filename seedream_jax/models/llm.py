@@ -34,6 +34,7 @@ class LLMConfig:
   qkv_bias: bool = False
   tied: bool = True  # logits through the embedding table; False adds `lm_head`
   rope_theta: float = 1e6
+  rope_llama3: tuple[float, ...] = ()  # Llama 3.1's stretched frequencies, see ops/rope.py
   norm_eps: float = 1e-6
   remat: str = "none"
   dtype: str = "float32"
@@ -139,7 +140,8 @@ class LLM(nnx.Module):
     Returns:
       features_BLE; rows of padding are finite and meaningless.
     """
-    angles = rope.rope_1d(jnp.arange(ids_BL.shape[1]), self.cfg.head_dim, self.cfg.rope_theta)
+    cfg, positions_L = self.cfg, jnp.arange(ids_BL.shape[1])
+    angles = rope.rope_1d(positions_L, cfg.head_dim, cfg.rope_theta, cfg.rope_llama3)
     x_BLE, _ = self.blocks(
       self.embed_tokens(ids_BL), lambda block, x_BLE, _: (block(x_BLE, mask_BL, angles), None)
     )

@@ -12,13 +12,17 @@ import jax.numpy as jnp
 from seedream_jax import types
 
 
-def rope_1d(positions: jax.Array, dim: int, theta: float = 10_000.0) -> tuple[jax.Array, jax.Array]:
+def rope_1d(
+  positions: jax.Array, dim: int, theta: float = 10_000.0, llama3: tuple[float, ...] = ()
+) -> tuple[jax.Array, jax.Array]:
   """Angles of one axis.
 
   Args:
     positions: [...], any real numbers.
     dim: how many channels the axis turns; even.
     theta: base of the geometric frequencies 1 .. theta^-(1 - 2/dim).
+    llama3: (factor, low, high, length): waves longer than length / low tokens are stretched by factor, those
+      shorter than length / high are kept, and between the two it is blended (Llama 3.1).
 
   Returns:
     cos and sin, [..., dim / 2], float32.
@@ -26,6 +30,11 @@ def rope_1d(positions: jax.Array, dim: int, theta: float = 10_000.0) -> tuple[ja
   if dim % 2:
     raise ValueError(f"RoPE turns pairs of channels, dim={dim} is odd")
   frequencies = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+  if llama3:
+    factor, low, high, length = llama3
+    turns = length * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    frequencies = frequencies * (kept + (1 - kept) / factor)
   angles = jnp.asarray(positions, jnp.float32)[..., None] * jnp.expand_dims(
     frequencies, tuple(range(jnp.ndim(positions)))
   )

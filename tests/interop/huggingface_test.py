@@ -1,0 +1,268 @@
+"""Published families against the real PyTorch classes with random weights; what must be refused."""
+
+import json
+import os
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from absl.testing import absltest, parameterized
+
+from seedream_jax import types
+from seedream_jax.engine import mesh, sharding, trees
+from seedream_jax.interop import huggingface, names
+from seedream_jax.models import byt5, llm, vae
+
+MODELS = {"llm": llm.LLM, "byt5": byt5.ByT5, "vae": vae.VAE}
+
+
+def load(part: str, folder: str, **overrides):
+  """(Part, params) of a published folder."""
+  cfg = huggingface.CONFIGS[part](folder, **overrides)
+  model = types.Part.from_module(lambda rngs: MODELS[part](cfg, rngs=rngs))
+  given = huggingface.vae_stats(folder, cfg) if part == "vae" else None
+  source = huggingface.Source(folder)
+  return model, huggingface.load_part(part, source, model.abstract, given=given)
+
+
+def relative(got, want) -> float:
+  """max |got - want| / max |want|."""
+  got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+  return float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
+
+
+def tiny_llm(folder: str, **changes) -> str:
+  """A Qwen3 folder as published, made without torch: config.json and two shards with an index."""
+  cfg = llm.LLMConfig(vocab_size=32, width=8, depth=2, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12)
+  part = types.Part.from_module(lambda rngs: llm.LLM(cfg, rngs=rngs))
+  tensors = names.to_theirs(names.LLM, part.init(jax.random.key(0)))
+  tensors = {f"model.{name}": x for name, x in tensors.items()}
+  os.makedirs(folder, exist_ok=True)
+  with open(os.path.join(folder, "config.json"), "w") as f:
+    json.dump(huggingface.llm_json(cfg) | changes, f)
+  shards, files = [sorted(tensors)[::2], sorted(tensors)[1::2]], {}
+  for i, shard in enumerate(shards):
+    file = f"model-{i + 1:05d}-of-00002.safetensors"
+    safetensors.numpy.save_file({name: tensors[name] for name in shard}, os.path.join(folder, file))
+    files |= dict.fromkeys(shard, file)
+  with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
+    json.dump({"metadata": {}, "weight_map": files}, f)
+  return folder
+
+
+class RefusalsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = tiny_llm(tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir()))
+
+  def _edit(self, file: str, change) -> None:
+    path = os.path.join(self.folder, file)
+    with open(path) as f:
+      found = json.load(f)
+    change(found)
+    with open(path, "w") as f:
+      json.dump(found, f)
+
+  def test_loads_sharded(self):
+    part, params = load("llm", self.folder)
+    device_mesh = mesh.make(dict(data=1, fsdp=4, tensor=2, context=1), jax.devices())
+    rules = ((".*(q_proj|gate_proj)/kernel", (None, "fsdp", "tensor")), (".*", ()))
+    abstract = sharding.abstract(part.abstract, sharding.infer(part.abstract, rules, device_mesh))
+    spread = huggingface.load_part("llm", huggingface.Source(self.folder), abstract)
+    leaf = trees.flatten(spread)["blocks/layers/mlp/gate_proj/kernel"]
+    self.assertEqual(leaf.addressable_shards[0].data.shape, (2, 2, 6))
+    for path, x in trees.flatten(spread).items():
+      np.testing.assert_array_equal(x, trees.flatten(params)[path], err_msg=path)
+
+  @parameterized.parameters(
+    (dict(model_type="gpt2"), "model_type='gpt2', expected one of qwen3"),
+    (dict(hidden_act="gelu"), "hidden_act='gelu', this model can only 'silu'"),
+    (dict(use_sliding_window=True), "use_sliding_window=True"),
+    (dict(num_hidden_layers=-1), "num_hidden_layers=-1, expected a number above 0"),
+    (dict(rope_parameters={"rope_type": "yarn"}), "rope_type='yarn', expected default or llama3"),
+  )
+  def test_config(self, change, message):
+    self._edit("config.json", lambda found: found.update(change))
+    with self.assertRaisesRegex(types.UserError, message):
+      load("llm", self.folder)
+
+  def test_index(self):
+    def elsewhere(found):
+      found["weight_map"]["model.norm.weight"] = "../../norm.safetensors"
+
+    def unknown(found):
+      found["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
+
+    self._edit("model.safetensors.index.json", unknown)
+    with self.assertRaisesRegex(types.UserError, "has no tensor 'model.extra.weight'"):
+      load("llm", self.folder)
+    self._edit("model.safetensors.index.json", elsewhere)
+    with self.assertRaisesRegex(types.UserError, "is no .safetensors file of that folder"):
+      load("llm", self.folder)
+
+  def test_leftover_and_shape(self):
+    file = os.path.join(self.folder, "model.safetensors")
+    tensors = {n: np.zeros(s, np.float32) for n, s in huggingface.Source(self.folder).shapes.items()}
+    os.remove(os.path.join(self.folder, "model.safetensors.index.json"))
+    for change, message in (
+      ({"model.layers.0.mlp.extra.weight": np.zeros(3, np.float32)}, "'model.layers.0.mlp.extra.weight' has no place"),
+      ({"model.norm.weight": np.zeros(9, np.float32)}, r"'norm.weight' has shape \(9,\), expected \(8,\)"),
+    ):
+      safetensors.numpy.save_file(tensors | change, file)
+      with self.assertRaisesRegex(types.UserError, message):
+        load("llm", self.folder)
+
+  def test_pickle(self):
+    for name in os.listdir(self.folder):
+      if "safetensors" in name:
+        os.remove(os.path.join(self.folder, name))
+    with open(os.path.join(self.folder, "pytorch_model.bin"), "wb"):
+      pass
+    with self.assertRaisesRegex(types.UserError, "pytorch_model.bin is a pickle"):
+      load("llm", self.folder)
+
+
+def _save(model, dtype=None) -> str:
+  folder = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir())
+  model.save_pretrained(folder, max_shard_size="40KB")
+  return folder
+
+
+@pytest.mark.heavy
+class ParityTest(parameterized.TestCase):
+  """Random weights of the real classes; float32 to 2e-5, bfloat16 within the torch model's own bfloat16 error."""
+
+  @parameterized.product(
+    family=("qwen3", "qwen2", "llama"),
+    sizes=(
+      dict(hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=10, intermediate_size=52),
+      dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=8, intermediate_size=72),
+    ),
+    tied=(True, False),
+  )
+  def test_llm(self, family, sizes, tied):
+    import torch
+    import transformers
+
+    classes = {
+      "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+      "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+      "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    }
+    more = {}
+    if family == "qwen2":  # it has no head_dim key of its own
+      sizes = sizes | dict(head_dim=sizes["hidden_size"] // sizes["num_attention_heads"])
+    if family == "llama":
+      keys = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+      more = dict(rope_parameters={"rope_theta": 5e5, "rope_type": "llama3", **keys})
+    config = classes[family][0](
+      vocab_size=101, num_hidden_layers=3, tie_word_embeddings=tied, max_position_embeddings=512, **sizes, **more
+    )
+    torch.manual_seed(0)
+    reference = classes[family][1](config).eval()
+    _randomise(reference)
+    ids = np.random.RandomState(0).randint(1, 101, (3, 130))
+    mask = np.arange(130)[None] < np.array([[130], [41], [1]])
+    part, params = load("llm", _save(reference))
+    self.assertEqual(part.bind(params).cfg.tied, tied)
+
+    def ours(dtype):
+      model = types.Part.from_module(
+        lambda rngs: llm.LLM(huggingface.llm_config(self._folder, dtype=dtype), rngs=rngs)
+      )
+      bound = model.bind(jax.tree.map(lambda x: x.astype(dtype), params))
+      features = bound(jnp.asarray(ids), jnp.asarray(mask))
+      return np.asarray(bound.logits(features))[mask]
+
+    self._folder = _save(reference)
+
+    def theirs(model):
+      with torch.no_grad():
+        out = model(torch.tensor(ids), attention_mask=torch.tensor(mask).long())
+      return out.logits.float().numpy()[mask]
+
+    self._check(ours, theirs, reference)
+
+  @parameterized.parameters(
+    dict(d_model=36, d_kv=10, num_heads=3, d_ff=52, num_layers=3),
+    dict(d_model=40, d_kv=16, num_heads=5, d_ff=56, num_layers=2, relative_attention_num_buckets=16),
+  )
+  def test_t5(self, **sizes):
+    import torch
+    import transformers
+
+    config = transformers.T5Config(vocab_size=384, feed_forward_proj="gated-gelu", **sizes)
+    reference = transformers.T5EncoderModel(config).eval()
+    _randomise(reference)
+    ids = np.random.RandomState(0).randint(1, 384, (3, 150))
+    mask = np.arange(150)[None] < np.array([[150], [33], [1]])
+    folder = _save(reference)
+    _, params = load("byt5", folder)
+
+    def ours(dtype):
+      cfg = huggingface.t5_config(folder, dtype=dtype)
+      part = types.Part.from_module(lambda rngs: byt5.ByT5(cfg, rngs=rngs))
+      bound = part.bind(jax.tree.map(lambda x: x.astype(dtype), params))
+      return np.asarray(bound(jnp.asarray(ids), jnp.asarray(mask)), np.float32)[mask]
+
+    def theirs(model):
+      with torch.no_grad():
+        out = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask).long())
+      return out.last_hidden_state.float().numpy()[mask]
+
+    self._check(ours, theirs, reference)
+
+  @parameterized.parameters(
+    (dict(block_out_channels=[12, 24], layers_per_block=1, norm_num_groups=3), (24, 40)),
+    (dict(block_out_channels=[8, 16, 16], layers_per_block=2, norm_num_groups=4, scaling_factor=1.5305,
+          shift_factor=0.0609), (48, 20)),
+  )  # fmt: skip
+  def test_vae(self, sizes, size):
+    import diffusers
+    import torch
+
+    levels = len(sizes["block_out_channels"])
+    reference = diffusers.AutoencoderKL(
+      latent_channels=6, use_quant_conv=False, use_post_quant_conv=False,
+      down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels, **sizes,
+    ).eval()  # fmt: skip
+    _randomise(reference)
+    folder = _save(reference)
+    part, params = load("vae", folder)
+    bound = part.bind(params)
+    self.assertAlmostEqual(float(bound.stats.mean[0]), sizes.get("shift_factor", 0.0), places=6)
+    image = np.random.RandomState(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    mean, logvar = bound.encode(jnp.asarray(image))
+    with torch.no_grad():
+      posterior = reference.encode(torch.tensor(image).permute(0, 3, 1, 2)).latent_dist
+      decoded = reference.decode(posterior.mean).sample
+    nhwc = lambda x: x.permute(0, 2, 3, 1).numpy()  # noqa: E731
+    self.assertLess(relative(mean, nhwc(posterior.mean)), 2e-5)
+    self.assertLess(relative(logvar, nhwc(posterior.logvar)), 2e-5)
+    self.assertLess(relative(bound.decode(jnp.asarray(nhwc(posterior.mean))), nhwc(decoded)), 2e-5)
+
+  def _check(self, ours, theirs, reference) -> None:
+    import torch
+
+    want = theirs(reference)
+    self.assertLess(relative(ours("float32"), want), 2e-5)
+    bound = relative(theirs(reference.to(torch.bfloat16)), want)
+    self.assertLess(relative(ours("bfloat16"), want), 1.5 * bound + 1e-3)
+
+
+def _randomise(model) -> None:
+  """Weights far from their initialisers: zero biases and unit norms hide mistakes."""
+  import torch
+
+  generator = torch.Generator().manual_seed(1)
+  with torch.no_grad():
+    for x in model.parameters():
+      noise = torch.randn(x.shape, generator=generator)
+      x.add_(0.3 * noise if x.ndim == 1 else 0.5 * noise * x.shape[-1] ** -0.5)
+
+
+if __name__ == "__main__":
+  absltest.main()
