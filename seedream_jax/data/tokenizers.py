@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
+import tokenizers as fast
 from sentencepiece import sentencepiece_model_pb2
 
 from seedream_jax import types
@@ -154,6 +155,31 @@ class LLMTokenizer:
     out = np.full(length, PAD, np.int32)
     out[: len(ids)] = ids
     return out
+
+
+def to_fast(path: str | os.PathLike[str]) -> str:
+  """tokenizer.json, of the `tokenizers` library, that encodes as `LLMTokenizer(path)` does.
+
+  One difference is left: a text that spells out a special piece, such as <pad>, may be read as that piece.
+  """
+  proto = sentencepiece_model_pb2.ModelProto.FromString(pathlib.Path(path).read_bytes())
+  normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
+  vocab = [(p.piece, p.score if p.type == normal else -1e4) for p in proto.pieces]
+  tokenizer = fast.Tokenizer(fast.models.Unigram(vocab, unk_id=UNK, byte_fallback=True))
+  # Not the Metaspace pre-tokenizer, which adds no leading space to a text that has one.
+  spaces = [fast.normalizers.Prepend("▁"), fast.normalizers.Replace(" ", "▁")]
+  tokenizer.normalizer = fast.normalizers.Sequence(spaces)
+  tokenizer.decoder = fast.decoders.Sequence([
+    fast.decoders.Replace("▁", " "),
+    fast.decoders.ByteFallback(),
+    fast.decoders.Fuse(),
+    fast.decoders.Strip(" ", 1, 0),
+  ])  # fmt: skip
+  eos = proto.pieces[EOS].piece
+  tokenizer.post_processor = fast.processors.TemplateProcessing(
+    single=f"$A {eos}", special_tokens=[(eos, EOS)]
+  )
+  return tokenizer.to_str(pretty=True)
 
 
 def _seeds(corpus: Sequence[str]) -> list[str]:

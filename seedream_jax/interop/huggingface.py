@@ -68,7 +68,9 @@ class _Reader:
   def expect(self, key: str, allowed: Sequence[Any]) -> None:
     """UserError unless the key is absent or one of `allowed`."""
     if key in self.raw and self.raw[key] not in allowed:
-      raise types.UserError(f"{self.path}: {key}={self.raw[key]!r}, this model can only {allowed[0]!r}")
+      raise types.UserError(
+        f"{self.path}: {key}={self.raw[key]!r}, this model can only {allowed[0]!r}"
+      )
 
 
 def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
@@ -85,7 +87,9 @@ def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
   qk_norm, qkv_bias = kinds[kind]
   c.expect("hidden_act", ("silu",))
   c.expect("use_sliding_window", (False, None))
-  c.expect("attention_bias", (False, None))  # Qwen2.5 has biases on q, k, v without a key; this one adds o's
+  c.expect(
+    "attention_bias", (False, None)
+  )  # Qwen2.5 has biases on q, k, v without a key; this one adds o's
   c.expect("mlp_bias", (False, None))
   heads, width = c.number("num_attention_heads"), c.number("hidden_size")
   rope = dict(c.raw.get("rope_scaling") or {}) | dict(c.raw.get("rope_parameters") or {})
@@ -160,7 +164,9 @@ def t5_config(folder: str, **overrides: Any) -> byt5.ByT5Config:
   c.expect("model_type", ("t5", "mt5", "umt5")[:2])
   gated = (c.raw.get("feed_forward_proj"), c.raw.get("dense_act_fn"))
   if gated[0] != "gated-gelu":
-    raise types.UserError(f"{c.path}: feed_forward_proj={gated[0]!r}, expected 'gated-gelu' (T5 v1.1)")
+    raise types.UserError(
+      f"{c.path}: feed_forward_proj={gated[0]!r}, expected 'gated-gelu' (T5 v1.1)"
+    )
   return byt5.ByT5Config(
     **{
       "width": c.number("d_model"),
@@ -234,7 +240,7 @@ def vae_config(folder: str, **overrides: Any) -> vae.VAEConfig:
 
 
 def vae_stats(folder: str, cfg: vae.VAEConfig) -> dict[str, np.ndarray]:
-  """stats/mean and stats/std of an AutoencoderKL's config: per channel where it says so, else its one shift and scale."""
+  """stats/mean and stats/std of an AutoencoderKL: per channel where its config says so, else one for all."""
   raw, found = read_json(os.path.join(folder, "config.json")), {}
   defaults = {"mean": cfg.latent_shift, "std": 1.0 / cfg.latent_scale}
   for name, default in defaults.items():
@@ -285,7 +291,11 @@ class Source:
       if os.path.exists(single):
         return {name: single for name in self._handle(single).keys()}  # noqa: SIM118  not a dict
     pickles = sorted(f for f in os.listdir(self.folder) if f.endswith(_PICKLES))
-    hint = f"; {pickles[0]} is a pickle, which can run code: convert it to safetensors" if pickles else ""
+    hint = (
+      f"; {pickles[0]} is a pickle, which can run code: convert it to safetensors"
+      if pickles
+      else ""
+    )
     raise types.UserError(f"{self.folder}: no {_STEMS[0]}.safetensors or index of one there{hint}")
 
   def _weight_map(self, index: str) -> dict[str, str]:
@@ -330,16 +340,22 @@ def load_part(
   wanted = {entry.name for entry in found}
   for entry in found:
     if entry.name not in theirs:
-      raise types.UserError(f"{source.folder}: has no tensor {entry.name!r}{_near(entry.name, theirs)}")
+      raise types.UserError(
+        f"{source.folder}: has no tensor {entry.name!r}{_near(entry.name, theirs)}"
+      )
     shape = source.shapes[theirs[entry.name]]
     if shape != entry.shape:
-      raise types.UserError(f"{source.folder}: {entry.name!r} has shape {shape}, expected {entry.shape}")
+      raise types.UserError(
+        f"{source.folder}: {entry.name!r} has shape {shape}, expected {entry.shape}"
+      )
   ignored = list(_IGNORED[part])
   if part == "llm" and "lm_head.weight" not in wanted:
     ignored.append(r"lm_head\.weight")  # tied: a copy of the embedding
   for name, stored in theirs.items():
     if name not in wanted and not any(re.fullmatch(regex, name) for regex in ignored):
-      raise types.UserError(f"{source.folder}: tensor {stored!r} has no place in the model{_near(name, wanted)}")
+      raise types.UserError(
+        f"{source.folder}: tensor {stored!r} has no place in the model{_near(name, wanted)}"
+      )
   flat, out = trees.flatten(abstract), {}
   for path, group in names.by_leaf(found).items():
     out[path] = _place(flat[path], group, lambda name, index: source.read(theirs[name], index))
@@ -358,7 +374,9 @@ def _place(leaf: Any, group: Sequence[names.Entry], read) -> jax.Array:
     whole = tuple(slice(*s.indices(n)) for s, n in zip(index, leaf.shape))
     return names.read_leaf(group, read, whole).astype(leaf.dtype)
 
-  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+    jax.local_devices()[0]
+  )
   return jax.make_array_from_callback(leaf.shape, sharding, part_of)
 
 

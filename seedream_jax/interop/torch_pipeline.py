@@ -6,7 +6,12 @@ Strings that a prompt puts in quotes (“”, "", ‘’, 「」, 『』) are dr
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from diffusers import (
+  AutoencoderKL,
+  DiffusionPipeline,
+  FlowMatchEulerDiscreteScheduler,
+  ImagePipelineOutput,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +87,10 @@ class SeedreamPipeline(DiffusionPipeline):
       text_encoder_2=text_encoder_2, scheduler=scheduler,
     )  # fmt: skip
     self.register_to_config(
-      text_buckets=list(text_buckets), glyph_len=glyph_len, shift_base=shift_base, default_size=default_size
+      text_buckets=list(text_buckets),
+      glyph_len=glyph_len,
+      shift_base=shift_base,
+      default_size=default_size,
     )
     self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
     self.image_processor = VaeImageProcessor(vae_scale_factor=self.factor)
@@ -93,7 +101,9 @@ class SeedreamPipeline(DiffusionPipeline):
     for row, prompt in zip(ids, prompts):
       data = " ".join(find_quoted(prompt)).encode()
       if len(data) > len(row) - 1:
-        raise ValueError(f"quoted text of {prompt!r} has {len(data)} bytes, the model reads {len(row) - 1}")
+        raise ValueError(
+          f"quoted text of {prompt!r} has {len(data)} bytes, the model reads {len(row) - 1}"
+        )
       if data:
         row[: len(data) + 1] = torch.tensor([*(byte + 3 for byte in data), 1])
     return ids
@@ -106,7 +116,9 @@ class SeedreamPipeline(DiffusionPipeline):
     longest = max(map(len, rows))
     bucket = next((b for b in sorted(self.config.text_buckets) if b >= longest), None)
     if bucket is None:
-      raise ValueError(f"a prompt has {longest} tokens, the model reads {max(self.config.text_buckets)}")
+      raise ValueError(
+        f"a prompt has {longest} tokens, the model reads {max(self.config.text_buckets)}"
+      )
     pad = self.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (bucket - len(row)) for row in rows], device=device)
     mask = ids != pad
@@ -114,8 +126,12 @@ class SeedreamPipeline(DiffusionPipeline):
     glyph_ids = self.glyph_ids(prompts).to(device)
     glyph_mask = glyph_ids != 0
     attended = glyph_mask.clone()
-    attended[:, 0] |= ~glyph_mask.any(1)  # a row without bytes must stay finite; the transformer does not see it
-    glyph = self.text_encoder_2(input_ids=glyph_ids, attention_mask=attended.long()).last_hidden_state
+    attended[:, 0] |= ~glyph_mask.any(
+      1
+    )  # a row without bytes must stay finite; the transformer does not see it
+    glyph = self.text_encoder_2(
+      input_ids=glyph_ids, attention_mask=attended.long()
+    ).last_hidden_state
     return {
       "encoder_hidden_states": llm, "encoder_attention_mask": mask,
       "glyph_hidden_states": glyph, "glyph_attention_mask": glyph_mask,
@@ -152,7 +168,12 @@ class SeedreamPipeline(DiffusionPipeline):
     if height % step or width % step:
       raise ValueError(f"{height}x{width} pixels: both must be multiples of {step}")
     device, dtype = self._execution_device, self.transformer.dtype
-    shape = (len(prompts), self.vae.config.latent_channels, height // self.factor, width // self.factor)
+    shape = (
+      len(prompts),
+      self.vae.config.latent_channels,
+      height // self.factor,
+      width // self.factor,
+    )
     if latents is None:
       latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
     elif tuple(latents.shape) != shape:
@@ -175,7 +196,10 @@ class SeedreamPipeline(DiffusionPipeline):
       images = x
     else:
       cfg = self.vae.config
-      mean, std = (torch.tensor(s, device=device).view(1, -1, 1, 1) for s in (cfg.latents_mean, cfg.latents_std))
+      mean, std = (
+        torch.tensor(s, device=device).view(1, -1, 1, 1)
+        for s in (cfg.latents_mean, cfg.latents_std)
+      )
       decoded = self.vae.decode((x * std + mean).to(self.vae.dtype), return_dict=False)[0]
       images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
     self.maybe_free_model_hooks()

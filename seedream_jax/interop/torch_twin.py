@@ -232,7 +232,12 @@ class SeedreamTransformer(ModelMixin, ConfigMixin):
     self.last = Block(*block, reads_only=not last_txt_after)
     self.out_mod = Modulation(width, 2, adaln)
     self.out = Linear32(width, patch_dim)
-    inputs = {"time": _FREQUENCIES, "size": _FREQUENCIES, "pooled": text_dim, "guidance": _FREQUENCIES}
+    inputs = {
+      "time": _FREQUENCIES,
+      "size": _FREQUENCIES,
+      "pooled": text_dim,
+      "guidance": _FREQUENCIES,
+    }
     self.cond = nn.ModuleDict({name: Condition(inputs[name], width) for name in conds})
 
   def forward(

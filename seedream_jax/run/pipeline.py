@@ -135,15 +135,17 @@ class Pipeline:
     )  # fmt: skip
 
 
-def open_pipeline(path: str) -> Pipeline:
-  """Opens a weights folder or a training workdir; UserError says what is missing."""
+def open_pipeline(path: str, weights: str = "ema") -> Pipeline:
+  """Opens a weights folder or a training workdir (its EMA, or "raw" parameters); UserError says what is missing."""
   config = open_lib.read_config(path)
   if "stage" not in config or config.stage.get("name") != "denoise":
     raise types.UserError(
       f"--workdir {path}: its config is not of a denoise stage, so it draws no pictures"
     )
   if os.path.isdir(os.path.join(path, "checkpoints")):
-    return _from_workdir(config, path)
+    return _from_workdir(config, path, weights)
+  if weights != "ema":
+    raise types.UserError(f"--weights {weights}: {path} is a weights folder, which holds one set")
   stage = open_lib.make_stage(config)
   params = {
     name: checkpoint.load_weights(
@@ -154,12 +156,14 @@ def open_pipeline(path: str) -> Pipeline:
   return Pipeline(config, stage, params, os.path.join(path, "tokenizer.model"))
 
 
-def _from_workdir(config: ml_collections.ConfigDict, workdir: str) -> Pipeline:
+def _from_workdir(config: ml_collections.ConfigDict, workdir: str, weights: str) -> Pipeline:
   exp = open_lib.open_config(config, workdir)
   restored = exp.checkpointer.restore(exp.abstract_state)
   if restored is None:
     raise types.UserError(f"--workdir {workdir}: no whole checkpoint there yet")
-  params = {"dit": evaluators.eval_params(restored[0])["dit"], **exp.frozen}
+  state = restored[0]
+  trained = evaluators.eval_params(state) if weights == "ema" else state.params
+  params = {"dit": trained["dit"], **exp.frozen}
   return Pipeline(config, exp.stage, params, config.data.tokenizer)
 
 

@@ -36,7 +36,9 @@ def relative(got, want) -> float:
 
 def tiny_llm(folder: str, **changes) -> str:
   """A Qwen3 folder as published, made without torch: config.json and two shards with an index."""
-  cfg = llm.LLMConfig(vocab_size=32, width=8, depth=2, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12)
+  cfg = llm.LLMConfig(
+    vocab_size=32, width=8, depth=2, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12
+  )
   part = types.Part.from_module(lambda rngs: llm.LLM(cfg, rngs=rngs))
   tensors = names.to_theirs(names.LLM, part.init(jax.random.key(0)))
   tensors = {f"model.{name}": x for name, x in tensors.items()}
@@ -105,11 +107,19 @@ class RefusalsTest(parameterized.TestCase):
 
   def test_leftover_and_shape(self):
     file = os.path.join(self.folder, "model.safetensors")
-    tensors = {n: np.zeros(s, np.float32) for n, s in huggingface.Source(self.folder).shapes.items()}
+    tensors = {
+      n: np.zeros(s, np.float32) for n, s in huggingface.Source(self.folder).shapes.items()
+    }
     os.remove(os.path.join(self.folder, "model.safetensors.index.json"))
     for change, message in (
-      ({"model.layers.0.mlp.extra.weight": np.zeros(3, np.float32)}, "'model.layers.0.mlp.extra.weight' has no place"),
-      ({"model.norm.weight": np.zeros(9, np.float32)}, r"'norm.weight' has shape \(9,\), expected \(8,\)"),
+      (
+        {"model.layers.0.mlp.extra.weight": np.zeros(3, np.float32)},
+        "'model.layers.0.mlp.extra.weight' has no place",
+      ),
+      (
+        {"model.norm.weight": np.zeros(9, np.float32)},
+        r"'norm.weight' has shape \(9,\), expected \(8,\)",
+      ),
     ):
       safetensors.numpy.save_file(tensors | change, file)
       with self.assertRaisesRegex(types.UserError, message):
@@ -138,8 +148,20 @@ class ParityTest(parameterized.TestCase):
   @parameterized.product(
     family=("qwen3", "qwen2", "llama"),
     sizes=(
-      dict(hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=10, intermediate_size=52),
-      dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=8, intermediate_size=72),
+      dict(
+        hidden_size=36,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=10,
+        intermediate_size=52,
+      ),
+      dict(
+        hidden_size=40,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=72,
+      ),
     ),
     tied=(True, False),
   )
@@ -156,10 +178,17 @@ class ParityTest(parameterized.TestCase):
     if family == "qwen2":  # it has no head_dim key of its own
       sizes = sizes | dict(head_dim=sizes["hidden_size"] // sizes["num_attention_heads"])
     if family == "llama":
-      keys = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+      keys = dict(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+      )
       more = dict(rope_parameters={"rope_theta": 5e5, "rope_type": "llama3", **keys})
     config = classes[family][0](
-      vocab_size=101, num_hidden_layers=3, tie_word_embeddings=tied, max_position_embeddings=512, **sizes, **more
+      vocab_size=101,
+      num_hidden_layers=3,
+      tie_word_embeddings=tied,
+      max_position_embeddings=512,
+      **sizes,
+      **more,
     )
     torch.manual_seed(0)
     reference = classes[family][1](config).eval()
@@ -188,7 +217,9 @@ class ParityTest(parameterized.TestCase):
 
   @parameterized.parameters(
     dict(d_model=36, d_kv=10, num_heads=3, d_ff=52, num_layers=3),
-    dict(d_model=40, d_kv=16, num_heads=5, d_ff=56, num_layers=2, relative_attention_num_buckets=16),
+    dict(
+      d_model=40, d_kv=16, num_heads=5, d_ff=56, num_layers=2, relative_attention_num_buckets=16
+    ),
   )
   def test_t5(self, **sizes):
     import torch

@@ -1,0 +1,249 @@
+"""The exported folder: whole, two-way, and the same picture in an environment without JAX."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from seedream_jax import types
+from seedream_jax.data import tokenizers
+from seedream_jax.engine import trees
+from seedream_jax.interop import diffusers, huggingface, names
+from seedream_jax.models import dit
+from seedream_jax.run import pipeline
+from tests.interop.huggingface_test import relative
+
+NANO = "weights/nano"
+PROMPTS = ("写着“福”的海报，有一个红灯笼", 'a poster that says "LOVE" with a panda', "")
+SMALL = dict(
+  width=24, depth=3, num_heads=3, text_dim=20, glyph_dim=12, max_text_len=16, glyph_len=4, rope_base=4.0,
+  latent_channels=4, patch=2, remat="none",
+)  # fmt: skip
+
+# Runs where neither jax nor this package can be imported.
+_DRAW = """
+import json, sys
+class Refuse:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in ("jax", "jaxlib", "flax", "seedream_jax"):
+      raise ImportError(name + " must not be needed")
+sys.meta_path.insert(0, Refuse())
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+folder, noise, out, dtype, prompts = sys.argv[1:6]
+pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype), trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+x = torch.tensor(np.load(noise)).permute(0, 3, 1, 2).contiguous()
+f = pipe.vae_scale_factor if hasattr(pipe, "vae_scale_factor") else pipe.factor
+kw = dict(height=x.shape[2] * f, width=x.shape[3] * f, num_inference_steps=5, latents=x)
+prompts = json.loads(prompts)
+latents = pipe(prompts, output_type="latent", **kw).images
+images = pipe(prompts, output_type="np", **kw).images
+np.savez(out, latents=latents.permute(0, 2, 3, 1).float().numpy(), images=images)
+assert "jax" not in sys.modules
+"""
+
+
+def _export(folder: str, *flags: str) -> subprocess.CompletedProcess:
+  command = [
+    sys.executable,
+    "-m",
+    "seedream_jax.export",
+    "--workdir",
+    NANO,
+    "--out",
+    folder,
+    *flags,
+  ]
+  return subprocess.run(command, capture_output=True, text=True)
+
+
+def _fresh() -> str:
+  return os.path.join(tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir()), "export")
+
+
+class NamesTest(parameterized.TestCase):
+  @parameterized.parameters("full", "single")
+  def test_every_leaf_there_and_back(self, adaln):
+    cfg = dit.DiTConfig(**SMALL, adaln=adaln)
+    part = types.Part.from_module(lambda rngs: dit.DiT(cfg, rngs=rngs))
+    params = trees.unflatten({
+      path: np.random.RandomState(len(path)).randn(*x.shape).astype(np.float32)
+      for path, x in trees.flatten(part.abstract).items()
+    })  # fmt: skip
+    tensors = names.to_theirs(names.DIT, params)
+    found = names.entries(names.DIT, part.abstract)
+    self.assertLen({entry.name for entry in found}, len(found))
+    for path, group in names.by_leaf(found).items():
+      want = trees.flatten(params)[path]
+      whole = tuple(slice(0, n) for n in want.shape)
+      got = names.read_leaf(group, lambda name, index: tensors[name][index], whole)
+      np.testing.assert_array_equal(got, want, err_msg=path)
+
+  def test_what_stands_there_is_not_overwritten(self):
+    folder = _fresh()
+    os.makedirs(folder)
+    done = _export(folder)
+    self.assertEqual(done.returncode, 2, done.stderr)
+    self.assertIn("exists and is no former export", done.stderr)
+    self.assertEqual(os.listdir(os.path.dirname(folder)), ["export"])
+
+  def test_fast_tokenizer(self):
+    import tokenizers as fast
+
+    path = os.path.join(NANO, "tokenizer.model")
+    ours, theirs = tokenizers.LLMTokenizer(path), fast.Tokenizer.from_str(tokenizers.to_fast(path))
+    with open("benchmarks/prompts/nano_heldout.jsonl", encoding="utf-8") as f:
+      prompts = [json.loads(line)["prompt"] for line in f]
+    for prompt in [*prompts, "", " two  spaces ", "Ünïcode 🐼 龘", "a\nb", "<s>"[:1]]:
+      self.assertEqual(theirs.encode(prompt).ids, ours.encode(prompt), prompt)
+
+
+@pytest.mark.heavy
+class TwinTest(parameterized.TestCase):
+  @parameterized.parameters(
+    dict(),
+    dict(adaln="single", patch=1),
+    dict(rope_mode="corner", last_txt_after=True, conds=("time", "guidance")),
+    dict(rope_mode="longest_side", txt_mlp_ratio=2.0),
+  )
+  def test_parity(self, **changes):
+    import torch
+
+    from seedream_jax.interop import onnx, torch_twin
+
+    cfg = dit.DiTConfig(**SMALL | changes)
+    part = types.Part.from_module(lambda rngs: dit.DiT(cfg, rngs=rngs))
+    random = np.random.RandomState(0)
+    params = jax.tree.map(
+      lambda x: jnp.asarray(0.3 * random.randn(*x.shape), jnp.float32), part.abstract
+    )
+    fields = {k: v for k, v in diffusers.transformer_json(cfg).items() if k != "_class_name"}
+    twin = torch_twin.SeedreamTransformer(**fields).eval()
+    tensors = names.to_theirs(names.DIT, params)
+    twin.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()}, strict=True)
+    inputs = onnx.example_inputs(twin, 2, (8, 12), 9)
+    if "guidance" in cfg.conds:
+      inputs["guidance"] = torch.tensor([1.0, 4.5])
+    with torch.no_grad():
+      want = twin(**inputs).permute(0, 2, 3, 1).numpy()
+    x = {name: jnp.asarray(value.numpy()) for name, value in inputs.items()}
+    bound = part.bind(params)
+    cond = bound.splice(
+      x["encoder_hidden_states"],
+      x["encoder_attention_mask"],
+      x["glyph_hidden_states"],
+      x["glyph_attention_mask"],
+    )
+    cond = cond if "guidance" not in x else cond.replace(guidance_B=x["guidance"])
+    got = bound(jnp.moveaxis(x["hidden_states"], 1, -1), x["timestep"], cond)
+    self.assertLess(relative(got, want), 2e-5)
+
+
+@pytest.mark.heavy
+class FolderTest(parameterized.TestCase):
+  """weights/nano, exported once in each dtype."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folders = {}
+    for dtype in ("float32", "bfloat16"):
+      cls.folders[dtype] = _fresh()
+      done = _export(
+        cls.folders[dtype], "--dtype", dtype, *(["--onnx"] if dtype == "float32" else [])
+      )
+      assert done.returncode == 0, done.stderr
+    cls.pipeline = pipeline.open_pipeline(NANO)
+
+  def test_import_gives_the_same_bits(self):
+    parts = self.pipeline.stage.parts()
+    abstract = {name: pipeline._float32(parts[name].abstract) for name in diffusers.COMPONENTS}
+    for (
+      dtype
+    ) in self.folders:  # the weights are stored as bfloat16, so that both folders hold them whole
+      back = diffusers.read(self.folders[dtype], abstract)
+      for part, tree in self.pipeline.params.items():
+        if dtype == "bfloat16" and part == "vae":  # its stats are float32 in a config
+          continue
+        for path, x in trees.flatten(tree).items():
+          np.testing.assert_array_equal(
+            trees.flatten(back[part])[path], x, err_msg=f"{part} {path}"
+          )
+
+  def test_a_block_that_does_something_is_refused(self):
+    import safetensors.numpy
+
+    folder = os.path.join(self.folders["float32"], "vae")
+    parts = self.pipeline.stage.parts()
+    source = huggingface.Source(folder)
+    name = "decoder.up_blocks.0.resnets.1.conv2.bias"
+    self.assertIn(name, source.shapes)
+    tensors = {n: source.read(n) for n in source.shapes}
+    other = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir())
+    safetensors.numpy.save_file(
+      tensors | {name: tensors[name] + 1},
+      os.path.join(other, "diffusion_pytorch_model.safetensors"),
+    )
+    kept = diffusers._without_filling(huggingface.Source(other), parts["vae"].abstract)
+    self.assertIn(name, kept.shapes)
+    self.assertNotIn(name, diffusers._without_filling(source, parts["vae"].abstract).shapes)
+
+  @parameterized.product(size=((64, 64), (48, 80)), dtype=("float32", "bfloat16"))
+  def test_draws_the_same_picture_without_jax(self, size, dtype):
+    noise = self.pipeline.noise(range(len(PROMPTS)), size, seed=3)
+    images, latents = self.pipeline.sample(
+      PROMPTS, noise, pipeline.Options(num_steps=5, guidance=4.0)
+    )
+    root = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir())
+    np.save(os.path.join(root, "noise.npy"), noise)
+    out = os.path.join(root, "out.npz")
+    command = [
+      sys.executable,
+      "-c",
+      _DRAW,
+      self.folders[dtype],
+      os.path.join(root, "noise.npy"),
+      out,
+      dtype,
+    ]
+    done = subprocess.run([*command, json.dumps(PROMPTS)], capture_output=True, text=True, cwd=root)
+    self.assertEqual(done.returncode, 0, done.stderr[-3000:])
+    with np.load(out) as found:
+      error = relative(found["latents"], latents)
+      difference = np.abs(found["images"] * 255 - images.astype(np.float32))
+    print(
+      f"{dtype} {size}: latents {error:.2e}, pixels mean {difference.mean():.3f} max {difference.max():.1f}"
+    )
+    if dtype == "float32":
+      self.assertLess(error, 1e-3)
+      self.assertLess(difference.max(), 3)
+    else:
+      self.assertLess(error, 0.15)
+
+  def test_onnx(self):
+    import onnxruntime
+    import torch
+
+    from seedream_jax.interop import onnx
+
+    folder = self.folders["float32"]
+    session = onnxruntime.InferenceSession(os.path.join(folder, "transformer", "transformer.onnx"))
+    twin = onnx.load_twin(folder, torch_dtype=torch.float32)
+    for batch, size, length in ((1, (8, 8), 16), (2, (6, 10), 64), (5, (12, 12), 24)):
+      inputs = onnx.example_inputs(twin, batch, size, length, seed=batch)
+      with torch.no_grad():
+        want = twin(**inputs).numpy()
+      (got,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+      self.assertLess(relative(got, want), 2e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
