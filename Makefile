@@ -8,7 +8,7 @@ LOCK := requirements/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.vers
 FONTS := fontconfig fonts-noto-color-emoji fonts-lxgw-wenkai fonts-noto-cjk
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all lint env fonts clean
+.PHONY: demo test test-all lint env env-all fonts clean
 
 demo: env fonts
 	$(BIN)/python -m seedream_jax.recipe --config experiments/recipes/demo.py --workdir $(DEMO)
@@ -16,7 +16,8 @@ demo: env fonts
 test: env fonts lint
 	$(BIN)/python -m pytest -m "not heavy"
 
-test-all: env fonts lint
+# The heavy ones too: parity with PyTorch, exports, compilation for TPUs.
+test-all: env-all fonts lint
 	$(BIN)/python -m pytest
 
 lint: env
@@ -30,6 +31,12 @@ $(VENV)/.installed: setup.py $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "seedream_jax needs Python >= 3.11, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[ocr,dev]'
+	touch $@
+
+env-all: $(VENV)/.installed-all
+
+$(VENV)/.installed-all: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[ocr,dev,torch,plan]'
 	touch $@
 
 # Debian's font packages, installed when root; otherwise the message says what to install or which flag to give.

@@ -37,6 +37,15 @@ setuptools.setup(
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],
     "ocr": ["rapidocr_onnxruntime>=1.4,<1.5"],  # PP-OCR models inside the wheel
+    # Parity, export to ONNX and the peers of benchmarks/; an export itself needs none of them.
+    "torch": [
+      "torch>=2.13,<2.14",
+      "transformers>=5.24,<6",
+      "diffusers>=0.42,<0.43",
+      "onnx>=1.23,<2",
+      "onnxruntime>=1.23,<2",
+      "onnxscript>=0.5,<1",
+    ],
     "dev": ["pytest>=8", "ruff>=0.9", "import-linter>=2.1"],
   },
 )

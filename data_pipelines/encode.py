@@ -374,6 +374,12 @@ def _variant_of(folder: str, part: str) -> dict[str, Any]:
   return dict(config.get("model", {}).get(part, {}))
 
 
+def empty_features(encode_texts: Encode) -> list[float]:
+  """The feature of the empty prompt's one token, which a dropped or negative prompt shows; as float16 holds it."""
+  ids_BL = np.full((len(jax.local_devices()), 1), tokenizers.EOS, np.int32)
+  return encode_texts(ids_BL)[0, 0].astype(np.float16).astype(float).tolist()
+
+
 def _parse_task(text: str) -> tuple[int, int]:
   try:
     index, total = (int(part) for part in text.split("/"))
@@ -420,6 +426,7 @@ def main(argv: list[str]) -> int:
     texts = _Model("llm", values.llm, values.llm_variant, values.dtype)
     tokenizer = tokenizers.LLMTokenizer(values.tokenizer)
     about_texts = {**texts.describe, "tokenizer_sha256": tokenizer.sha256}
+    about_texts["empty_features"] = empty_features(texts)
   plan = Plan(source, images.describe, about_texts, values.area)
   total = sum(len(rows) for rows in plan.shards[task[0] :: task[1]])
   with tqdm.tqdm(total=total, desc=f"encode {values.data}", unit="rec", dynamic_ncols=True) as bar:

@@ -3,8 +3,9 @@ r"""Pretraining: captions -> LLM + glyph ByT5 -> MMDiT -> latents, rectified flo
   python -m seedream_jax.train --config experiments/pretrain.py:nano --workdir /tmp/pretrain
 
 Presets: nano (2 CPU cores), small (one 80 GB GPU), base (v5e-16 or 8 GPUs), full (v5e-256, v5p-64, v6e-256).
-Options: data=FOLDER (of `data_pipelines.posters`, or latents of `.encode`), weights=FOLDER (vae, llm, byt5, tokenizer),
-init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, rope=area|corner.
+Options: data=FOLDER (of `data_pipelines.posters` or `.encode`), weights=FOLDER (vae, llm, byt5, tokenizer),
+init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, text=ids|features (precomputed),
+rope=area|corner.
 Measured costs and results stand in docs/evidence.md; small, base and full are not yet run.
 """
 
@@ -14,19 +15,19 @@ from experiments import common
 PRESETS = {
   "nano": dict(
     batch=16, text_buckets=(16, 24, 32, 64, 256), glyph_bytes=8, dit="nano", vae="nano", llm="nano", byt5="nano",
-    lr=1e-3, steps=60_000, shift=1.0, fsdp=1, dtype="float32",
+    lr=1e-3, steps=60_000, shift=1.0, fsdp=1, dtype="float32", remat="dots",
   ),
   "small": dict(
     batch=256, text_buckets=(32, 64, 256), glyph_bytes=64, dit="small", vae="flux", llm="0.6B", byt5="small",
-    lr=2e-4, steps=200_000, shift=2.0, fsdp=1, dtype="bfloat16",
+    lr=2e-4, steps=200_000, shift=2.0, fsdp=1, dtype="bfloat16", remat="dots",
   ),
   "base": dict(
     batch=1024, text_buckets=(64, 256), glyph_bytes=128, dit="base", vae="flux", llm="1.7B", byt5="small",
-    lr=1.5e-4, steps=400_000, shift=3.0, fsdp=-1, dtype="bfloat16",
+    lr=1.5e-4, steps=400_000, shift=3.0, fsdp=-1, dtype="bfloat16", remat="full",
   ),
   "full": dict(
     batch=2048, text_buckets=(128, 512), glyph_bytes=256, dit="full", vae="flux", llm="8B", byt5="small",
-    lr=1e-4, steps=600_000, shift=3.0, fsdp=-1, dtype="bfloat16",
+    lr=1e-4, steps=600_000, shift=3.0, fsdp=-1, dtype="bfloat16", remat="full",
   ),
 }  # fmt: skip
 
@@ -51,6 +52,7 @@ def get_config(arg=None):
     weights="weights/nano",
     init="none",
     content="image",
+    text="ids",
     rope="area",
     steps=0,
   )
@@ -65,7 +67,7 @@ def get_config(arg=None):
     drop_llm=0.05,
   )
   config.model = dict(
-    dit=dict(variant=preset["dit"], rope_mode=arg.rope),
+    dit=dict(variant=preset["dit"], rope_mode=arg.rope, remat=preset["remat"]),
     vae=dict(variant=preset["vae"]),
     llm=dict(variant=preset["llm"]),
     byt5=dict(variant=preset["byt5"]),
@@ -74,8 +76,9 @@ def get_config(arg=None):
   config.init.path = "" if arg.init == "none" else arg.init
 
   picture = "latent_BHWC" if arg.content == "latent" else "image_BHWC"
+  cached = ("llm_features_BLE", "llm_empty_BE") if arg.text == "features" else ()
   stream = dict(
-    features=("id_B", picture, "llm_ids_BL", "byt5_ids_BG", "size_B2"),
+    features=("id_B", picture, "llm_ids_BL", "byt5_ids_BG", "size_B2", *cached),
     batch_size=preset["batch"],
     text_buckets=preset["text_buckets"],
     glyph_bytes=preset["glyph_bytes"],

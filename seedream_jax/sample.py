@@ -10,7 +10,6 @@ keeps the final latents.
 
 import json
 import os
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,14 +37,6 @@ _SEED = flags.DEFINE_integer(
 _NOISE = flags.DEFINE_string("noise", "", ".npy of starting noise [B, H, W, C], floats.")
 _LATENTS_OUT = flags.DEFINE_string("latents-out", "", "Where to keep the final latents, .npy.")
 flags.mark_flags_as_required(["workdir", "out"])
-
-
-def parse_size(text: str) -> tuple[int, int]:
-  """'64x96' -> (64, 96)."""
-  match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-  if not match:
-    raise types.UserError(f"--size {text!r}: expected HxW, e.g. 64x64")
-  return int(match[1]), int(match[2])
 
 
 def read_prompts(given: Sequence[str], path: str) -> list[str]:
@@ -79,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
   """Entry point."""
   del argv
   cli.prepare_jax()
-  size, prompts = parse_size(_SIZE.value), read_prompts(_PROMPT.value, _PROMPTS.value)
+  size, prompts = cli.parse_size(_SIZE.value), read_prompts(_PROMPT.value, _PROMPTS.value)
   options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
   cli.check_out("--out", _OUT.value, folder=not _OUT.value.endswith(".png"))
   if _LATENTS_OUT.value:

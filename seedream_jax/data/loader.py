@@ -324,7 +324,7 @@ def _check_contents(
       vaes[split.manifest().get("vae_sha256", "unknown")] = split.directory
       if cfg.area:
         raise types.UserError(f"data.area: {cfg.area}, but latents cannot be resized; expected 0")
-    if "llm_features_BLE" in cfg.features:
+    if {"llm_features_BLE", "llm_empty_BE"} & set(cfg.features):
       if not split.text_features:
         raise types.UserError(
           f"data set {split.directory}: no LLM features; precompute them with data_pipelines.encode"

@@ -27,6 +27,7 @@ FEATURES = (
   "llm_ids_BL",  # int32
   "byt5_ids_BG",  # int32
   "llm_features_BLE",  # float16, precomputed
+  "llm_empty_BE",  # float16, the empty prompt's one feature, precomputed
   "label_BA",  # int32, looked up in the scene tree
 )
 # What each feature reads of a record; the others come from the index.
@@ -187,6 +188,8 @@ class Reader:
         out[feature] = np.zeros((num, length, width), np.float16)
         for row, part in zip(out[feature], parts):
           row[: len(part[feature])] = part[feature]
+      elif feature == "llm_empty_BE":
+        out[feature] = np.stack([self.splits[s].empty_features for s in source])
     return out
 
 

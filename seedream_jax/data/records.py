@@ -7,6 +7,7 @@ or "" where none is known. H W height, width in latent cells, C channels.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -119,6 +120,16 @@ class Split:
     """What the pipeline that wrote the data set says of it; {} where it wrote nothing."""
     path = pathlib.Path(self.directory, MANIFEST)
     return json.loads(path.read_text()) if path.exists() else {}
+
+  @functools.cached_property
+  def empty_features(self) -> np.ndarray:
+    """What `data_pipelines.encode` stored as the LLM's feature of the empty prompt, float16 [E]."""
+    found = self.manifest().get("llm", {}).get("empty_features")
+    if not found:
+      raise types.UserError(
+        f"data set {self.directory}: its manifest holds no feature of the empty prompt; encode it again"
+      )
+    return np.array(found, np.float16)
 
   def manifest_sha256(self) -> str:
     """Hash of the manifest, or of `dataset_info.json` where the pipeline wrote none."""

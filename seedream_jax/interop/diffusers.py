@@ -124,7 +124,7 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
 
 def tensors(part: str, cfg: Any, params: types.Params) -> dict[str, np.ndarray]:
   """A part's tensors under the names of the PyTorch class."""
-  out = names.to_theirs(_table(part), params)
+  out = names.to_theirs(huggingface.TABLES[part], params)
   return out if part != "vae" else out | _fill(cfg, out)
 
 
@@ -184,10 +184,6 @@ def vae_json(cfg: vae.VAEConfig, stats: Mapping[str, Any]) -> dict[str, Any]:
     "use_post_quant_conv": False,
     "mid_block_add_attention": cfg.mid_attention,
   }
-
-
-def _table(part: str) -> names.Table:
-  return {"dit": names.DIT, "llm": names.LLM, "byt5": names.T5, "vae": names.VAE}[part]
 
 
 def _fill(cfg: vae.VAEConfig, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

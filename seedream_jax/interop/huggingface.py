@@ -30,8 +30,9 @@ _IGNORED = {
   "llm": (r"(model\.)?(.*\.)?rotary_emb\.inv_freq",),
   "byt5": (r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"),
   "vae": (),
+  "dit": (),  # an exported one
 }
-_TABLES = {"llm": names.LLM, "byt5": names.T5, "vae": names.VAE}
+TABLES = {"dit": names.DIT, "llm": names.LLM, "byt5": names.T5, "vae": names.VAE}
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -336,7 +337,7 @@ def load_part(
     types.UserError: a tensor that is missing, left over, or of another shape.
   """
   theirs = {_base(part, name): name for name in source.shapes}
-  found = names.entries(_TABLES[part], abstract)
+  found = names.entries(TABLES[part], abstract)
   wanted = {entry.name for entry in found}
   for entry in found:
     if entry.name not in theirs:

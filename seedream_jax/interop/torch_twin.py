@@ -6,8 +6,6 @@ Dims: B batch, C H W latent, P patch side, I = HW / P^2 image tokens, L LLM toke
 tokens, S = T + I, E text feature width, D width, N heads, K head dim.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -56,13 +54,20 @@ def sinusoid(x, dim=_FREQUENCIES, max_period=10_000.0):
   return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def count(n, device):
+  """n as a float32 tensor: a traced graph keeps it open, where a Python number would be fixed."""
+  return torch.ones(n, device=device).sum()
+
+
 def scaled_positions(h, w, base, mode, device):
   """Centre-aligned positions [h * w, 2] of a token grid (Scaling RoPE, Fig. 10); "corner" is the ablation."""
   y = torch.arange(h, dtype=torch.float32, device=device)
   x = torch.arange(w, dtype=torch.float32, device=device)
   if mode != "corner":
-    scale = base / (math.sqrt(h * w) if mode == "area" else max(h, w))
-    y, x = (base - 1) / 2 + scale * (y - (h - 1) / 2), (base - 1) / 2 + scale * (x - (w - 1) / 2)
+    rows, columns = count(h, device), count(w, device)
+    scale = base / ((rows * columns).sqrt() if mode == "area" else torch.maximum(rows, columns))
+    y = (base - 1) / 2 + scale * (y - (rows - 1) / 2)
+    x = (base - 1) / 2 + scale * (x - (columns - 1) / 2)
   return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).reshape(-1, 2)
 
 
@@ -285,8 +290,8 @@ class SeedreamTransformer(ModelMixin, ConfigMixin):
 
   def _condition(self, timestep, grid, pooled, guidance):
     """The adaLN vector [B, D], float32."""
-    size = torch.tensor([list(grid)], device=pooled.device) * self.config.downsample
-    size = sinusoid(size, _FREQUENCIES // 2).flatten(1).expand(pooled.shape[0], -1)
+    size = torch.stack([count(side, pooled.device) for side in grid]) * self.config.downsample
+    size = sinusoid(size, _FREQUENCIES // 2).flatten().expand(pooled.shape[0], -1)
     inputs = {"time": sinusoid(1000.0 * timestep.float()), "size": size, "pooled": pooled}
     if guidance is not None:
       inputs["guidance"] = sinusoid(1000.0 * guidance.float())

@@ -54,8 +54,9 @@ class TextToImage:
     *,
     drop_llm_B: jax.Array | None = None,
     drop_byt5_B: jax.Array | None = None,
+    cached: tuple[jax.Array, jax.Array] | None = None,
   ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Runs both encoders.
+    """Runs both encoders, or ByT5 alone where the LLM's features are precomputed.
 
     Args:
       params: trees of `llm` and `byt5`.
@@ -64,6 +65,8 @@ class TextToImage:
         renders no string.
       drop_llm_B: True replaces the prompt by the empty one, [eos].
       drop_byt5_B: True hides every byte.
+      cached: the LLM's features_BLE of `llm_ids_BL`, and those of the empty prompt's one token, empty_BE;
+        then `params` needs no `llm`.
 
     Returns:
       llm features_BLE and mask_BL, ByT5 features_BGE and mask_BG; masks are True on what the DiT
@@ -76,23 +79,25 @@ class TextToImage:
     mask_BG = (byt5_ids_BG != byt5.PAD) & (byt5_ids_BG[:, :1] != byt5.EOS)
     if drop_byt5_B is not None:
       mask_BG = mask_BG & ~drop_byt5_B[:, None]
-    llm_BLE = self.parts["llm"].bind(params["llm"])(llm_ids_BL, mask_BL)
+    if cached is None:
+      llm_BLE = self.parts["llm"].bind(params["llm"])(llm_ids_BL, mask_BL)
+    else:
+      llm_BLE = self._cached(*cached, drop_llm_B)
     byt5_BGE = self.parts["byt5"].bind(params["byt5"])(byt5_ids_BG, mask_BG)
     return llm_BLE, mask_BL, byt5_BGE, mask_BG
 
+  def _cached(self, features_BLE, empty_BE, drop_llm_B) -> jax.Array:
+    """Precomputed features in the LLM's dtype; dropped rows hold the empty prompt's one feature, then zeros."""
+    if drop_llm_B is not None:
+      empty_BLE = jnp.zeros_like(features_BLE).at[:, 0].set(empty_BE)
+      features_BLE = jnp.where(drop_llm_B[:, None, None], empty_BLE, features_BLE)
+    return features_BLE.astype(self.configs["llm"].dtype)
+
   def encode_text(
-    self,
-    params: dict[str, types.Params],
-    llm_ids_BL: jax.Array,
-    byt5_ids_BG: jax.Array,
-    *,
-    drop_llm_B: jax.Array | None = None,
-    drop_byt5_B: jax.Array | None = None,
+    self, params: dict[str, types.Params], llm_ids_BL: jax.Array, byt5_ids_BG: jax.Array, **kwargs
   ) -> types.Cond:
-    """`text_features` spliced by the DiT: LLM tokens first, then ByT5 in fixed slots."""
-    features = self.text_features(
-      params, llm_ids_BL, byt5_ids_BG, drop_llm_B=drop_llm_B, drop_byt5_B=drop_byt5_B
-    )
+    """`text_features`, whose arguments it takes, spliced by the DiT: LLM tokens first, then ByT5 in fixed slots."""
+    features = self.text_features(params, llm_ids_BL, byt5_ids_BG, **kwargs)
     return self.parts["dit"].bind(params["dit"]).splice(*features)
 
   def encode_image(self, params: dict[str, types.Params], image_BHWC: jax.Array) -> jax.Array:

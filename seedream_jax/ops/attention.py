@@ -66,13 +66,19 @@ def _choose(backend: str, has_bias: bool, dtype: jnp.dtype) -> str:
   if backend not in BACKENDS:
     raise types.UserError(f"attention backend {backend!r}: expected one of {', '.join(BACKENDS)}")
   if backend == "auto":
-    backend = "xla" if has_bias else _AUTO.get(jax.default_backend(), "xla")
+    backend = "xla" if has_bias else _AUTO.get(_platform(), "xla")
     return "xla" if backend == "cudnn" and dtype == jnp.float32 else backend
   if has_bias and backend != "xla":
     raise types.UserError(f"attention backend {backend!r} takes no additive bias: expected xla")
   if backend == "cudnn" and dtype == jnp.float32:
     raise types.UserError("attention backend 'cudnn' takes float16 or bfloat16, not float32")
   return backend
+
+
+def _platform() -> str:
+  """Of the mesh in the context, which may be of hardware that is not here (ahead-of-time compilation)."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def _xla(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal, bias_NSL, scale):
@@ -144,7 +150,7 @@ def _splash_shard(q_BNSK, k_BNLK, v_BNLK, mask_BL, *, causal):
     ),
     head_shards=1,
     q_seq_shards=1,
-    interpret=jax.default_backend() != "tpu",
+    interpret=_platform() != "tpu",
   )
   seen_S = jnp.ones((rows,), jnp.int32)
 

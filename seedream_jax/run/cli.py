@@ -102,6 +102,14 @@ def check_out(flag: str, path: str, *, folder: bool = False) -> None:
     raise types.UserError(f"{flag} {path}: {parent} is no folder that can be written to")
 
 
+def parse_size(text: str) -> tuple[int, int]:
+  """'64x96' -> (64, 96)."""
+  match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+  if not match:
+    raise types.UserError(f"--size {text!r}: expected HxW, e.g. 64x64")
+  return int(match[1]), int(match[2])
+
+
 def _is_ours(record: py_logging.LogRecord) -> bool:
   """Ours, or a warning: Orbax and TFDS tell more than a user wants to read, through the same logger."""
   return record.levelno >= py_logging.WARNING or "site-packages" not in record.pathname

@@ -124,11 +124,21 @@ def player_config(config: ml_collections.ConfigDict, player: str) -> dict[str, A
   return base | config.optim.players.to_dict().get(player, {})
 
 
-def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
-  """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
+@dataclasses.dataclass
+class Layout:
+  """A run's shapes and where they live: nothing is read or allocated, so that it may be of any size and hardware."""
+
+  stage: types.Stage
+  mesh: jax.sharding.Mesh
+  trainer: step_lib.Trainer
+  state: types.TrainState  # ShapeDtypeStructs with shardings
+  frozen: dict[str, types.Params]  # likewise
+
+
+def lay_out(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Layout:
+  """The layout of `config` over `devices`; what is wrong with the config is a `types.UserError`."""
   stage = make_stage(config)
   _check_train(config.train)
-  devices = jax.devices()[: config.sharding.num_devices or None]
   device_mesh = mesh.make(config.sharding.mesh.to_dict(), devices)
   _check_batches(config, device_mesh)
   parts = stage.parts()
@@ -144,8 +154,15 @@ def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
     functools.partial(step_lib.init_state, stage, optimizers), jax.random.key(0)
   )
   shardings = _state_shardings(abstract, rules, device_mesh)
-  abstract = sharding.abstract(abstract, shardings)
-  frozen, provenance, frozen_shardings = _load_frozen(config, stage, rules, device_mesh)
+  frozen_shardings = {
+    name: sharding.infer(part.abstract, rules, device_mesh)
+    for name, part in parts.items()
+    if name not in stage.players
+  }
+  frozen = {
+    name: sharding.abstract(_with_dtype(parts[name].abstract, config.train.frozen_dtype), found)
+    for name, found in frozen_shardings.items()
+  }
   trainer = step_lib.Trainer(
     stage,
     optimizers,
@@ -155,13 +172,28 @@ def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
     frozen_shardings,
     device_mesh,
   )
+  return Layout(stage, device_mesh, trainer, sharding.abstract(abstract, shardings), frozen)
+
+
+def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
+  """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
+  layout = lay_out(config, jax.devices()[: config.sharding.num_devices or None])
+  frozen, provenance = _load_frozen(config, layout)
   checkpointer = checkpoint.Checkpointer(
     os.path.join(workdir, "checkpoints"),
     keep=config.ckpt.keep,
     keep_every=config.ckpt.keep_every or None,
   )
   return Experiment(
-    config, workdir, device_mesh, stage, trainer, frozen, provenance, abstract, checkpointer
+    config,
+    workdir,
+    layout.mesh,
+    layout.stage,
+    layout.trainer,
+    frozen,
+    provenance,
+    layout.state,
+    checkpointer,
   )
 
 
@@ -260,28 +292,24 @@ def _state_shardings(abstract: types.TrainState, rules, device_mesh) -> types.Tr
   return types.TrainState(replicated, params, follow["opt"], follow["ema"], replicated)
 
 
-def _load_frozen(config, stage, rules, device_mesh):
-  parts = {n: p for n, p in stage.parts().items() if n not in stage.players}
+def _load_frozen(config: ml_collections.ConfigDict, layout: Layout):
   for name in config.frozen:
-    if name not in parts and config.frozen[name]:
+    if name not in layout.frozen and config.frozen[name]:
       raise types.UserError(
-        f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(parts))}"
+        f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(layout.frozen))}"
       )
-  frozen, provenance, shardings = {}, {}, {}
-  for name, part in parts.items():
+  frozen, provenance = {}, {}
+  for name, abstract in layout.frozen.items():
     if name not in config.frozen or not config.frozen[name]:
       raise types.UserError(
         f"frozen.{name}: stage {config.stage.name} needs a weights folder for it"
       )
     path = config.frozen[name]
-    shardings[name] = sharding.infer(part.abstract, rules, device_mesh)
-    abstract = sharding.abstract(
-      _with_dtype(part.abstract, config.train.frozen_dtype), shardings[name]
-    )
     if path == RANDOM:
+      part = layout.stage.parts()[name]
       init = jax.jit(
         lambda rng, part=part: _with_dtype(part.init(rng), config.train.frozen_dtype),
-        out_shardings=shardings[name],
+        out_shardings=layout.trainer.frozen_shardings[name],
       )
       frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
     else:
@@ -291,7 +319,7 @@ def _load_frozen(config, stage, rules, device_mesh):
       except types.UserError as e:
         raise types.UserError(f"frozen.{name}: {e}") from e
     provenance[name] = {"path": path, "sha256": digest}
-  return frozen, provenance, shardings
+  return frozen, provenance
 
 
 def _with_dtype(tree: Any, dtype: str) -> Any:

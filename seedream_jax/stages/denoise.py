@@ -129,6 +129,7 @@ class Denoise:
       data["byt5_ids_BG"],
       drop_llm_B=drop_llm_B,
       drop_byt5_B=drop_byt5_B,
+      cached=_cached(data),
     )
 
   def _error(self, params, frozen, data, x0_BHWC, eps_BHWC, t_B, drop_llm_B=None, drop_byt5_B=None):
@@ -207,6 +208,15 @@ class Denoise:
     return self.model.decode(
       {**frozen, **params}, self._latents(params, frozen, batch, rng, **options)
     )
+
+
+def _cached(data) -> tuple[jax.Array, jax.Array] | None:
+  """The LLM's features of this batch and of the empty prompt, where they were precomputed."""
+  if "llm_features_BLE" not in data:
+    return None
+  if "llm_empty_BE" not in data:
+    raise types.UserError("data.streams: features has llm_features_BLE but not llm_empty_BE")
+  return data["llm_features_BLE"], data["llm_empty_BE"]
 
 
 def make(config: ConfigDict) -> Denoise:

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 
 from data_pipelines import encode
 from seedream_jax import types
-from seedream_jax.data import loader, records, transforms
+from seedream_jax.data import loader, records, tokenizers, transforms
 from seedream_jax.engine import checkpoint
 from seedream_jax.models import vae
 from tests.data import datasets
@@ -145,9 +145,10 @@ class EncodeTest(parameterized.TestCase):
   def test_text_features_reach_the_loader(self):
     tokenizer = datasets.tokenizer(self.dir)
     about = {"sha256": "l" * 64, "tokenizer_sha256": tokenizer.sha256}
+    about["empty_features"] = encode.empty_features(fake_llm)
     plan = plan_of(self.data, llm=about)
     self.encode(plan, encode_texts=fake_llm, tokenizer=tokenizer)
-    features = ("id_B", "latent_BHWC", "llm_ids_BL", "llm_features_BLE")
+    features = ("id_B", "latent_BHWC", "llm_ids_BL", "llm_features_BLE", "llm_empty_BE")
     config = dict(
       sources=((self.out, 1.0),), features=features, batch_size=2, text_buckets=(8, 16, 64)
     )
@@ -157,6 +158,7 @@ class EncodeTest(parameterized.TestCase):
       ids_BL, features_BLE = batch["llm_ids_BL"], batch["llm_features_BLE"]
       self.assertEqual(features_BLE.shape, (*ids_BL.shape, 2))
       np.testing.assert_array_equal(features_BLE[..., 0], ids_BL)  # padding is zero, as its id
+      np.testing.assert_array_equal(batch["llm_empty_BE"][:, 0], [tokenizers.EOS] * 2)
     other = datasets.tokenizer(self.dir, num=20)
     with self.assertRaisesRegex(types.UserError, "features were made with tokenizer"):
       loader.Loader(config, other)

@@ -131,6 +131,24 @@ class DenoiseTest(parameterized.TestCase):
     got = jax.jit(functools.partial(_loss, stage))(self.params, self.frozen, data, rng)
     np.testing.assert_allclose(got.total, want, rtol=1e-4)
 
+  def test_precomputed_llm_features_change_nothing(self):
+    stage = _stage(drop_both=0.3, drop_byt5=0.1, drop_llm=0.3)
+    data, rng = _batch(), jax.random.key(7)
+    llm = stage.model.parts["llm"].bind(self.frozen["llm"])
+    cached = data | {
+      "llm_features_BLE": llm(jnp.asarray(data["llm_ids_BL"])),
+      "llm_empty_BE": jnp.repeat(llm(jnp.full((1, 1), 3))[:, 0], B, axis=0),
+    }
+    without = {name: tree for name, tree in self.frozen.items() if name != "llm"}
+    loss = jax.jit(functools.partial(_loss, stage))
+    want, got = loss(self.params, self.frozen, data, rng), loss(self.params, without, cached, rng)
+    np.testing.assert_allclose(got.total, want.total, rtol=1e-5)
+    other = cached | {"llm_empty_BE": cached["llm_empty_BE"] + 1}  # some examples are dropped
+    self.assertGreater(abs(loss(self.params, without, other, rng).total - want.total), 1e-3)
+    del cached["llm_empty_BE"]
+    with self.assertRaisesRegex(types.UserError, "llm_features_BLE but not llm_empty_BE"):
+      loss(self.params, without, cached, rng)
+
   def test_example_does_not_depend_on_its_neighbours_or_place(self):
     """Each alone, five times over, and the batch turned round: the same sum."""
     data, rng = _batch(), jax.random.key(7)

@@ -1,0 +1,124 @@
+"""Reads a compiled program's text: what its collectives carry, with the turns of the loops around them.
+
+XLA's own cost analysis takes the body of a scan once; here each while loop multiplies its body by the trip count that
+XLA wrote beside it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+_BITS = {
+  "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "s16": 16, "u16": 16, "f16": 16,
+  "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64,
+}  # fmt: skip
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{$", re.M)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective operation of the program.
+
+  Attributes:
+    kind: of KINDS.
+    bytes: of the whole array that one chip gathers, reduces or sends, once.
+    group: chips that take part together.
+    times: how often it runs in one call.
+  """
+
+  kind: str
+  bytes: int
+  group: int
+  times: int
+
+  @property
+  def wire_bytes(self) -> float:
+    """What each chip must send in all, by a ring: an all-reduce goes round twice."""
+    rounds = 2 if self.kind == "all-reduce" else 1
+    share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
+    return rounds * share * self.bytes * self.times
+
+
+def collectives(text: str) -> list[Collective]:
+  """All collectives of an optimised HLO module's text.
+
+  Raises:
+    ValueError: a loop with collectives in it whose turns XLA does not know.
+  """
+  bodies = _computations(text)
+  entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)
+  return list(_walk(bodies, entry[1], 1)) if entry else []
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+  found, name = {}, None
+  for line in text.splitlines():
+    start = line.rstrip()
+    if start.endswith("{") and not start.startswith(" ") and not start.startswith("HloModule"):
+      name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", start)[1]
+      found[name] = []
+    elif name is not None and line.startswith("}"):
+      name = None
+    elif name is not None:
+      found[name].append(line)
+  return found
+
+
+def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+  for line in bodies.get(name, ()):
+    head, _, rest = line.partition(" = ")
+    op = re.search(r"(?:^|[\s)}])([a-z][\w\-]*)\(", rest)
+    if not op:
+      continue
+    kind = op[1].removesuffix("-start")
+    if kind in KINDS:
+      yield Collective(kind, _nbytes(kind, rest, op.start()), _group(kind, rest), times)
+    if op[1] == "while":
+      turns = _TURNS.search(rest)
+      inner = list(_walk(bodies, re.search(r"body=%?([\w.\-]+)", rest)[1], 1))
+      if inner and not turns:
+        raise ValueError(f"a loop with collectives has no known trip count: {head.strip()}")
+      count = int(turns[1]) if turns else 1
+      yield from (dataclasses.replace(c, times=c.times * times * count) for c in inner)
+      continue
+    for called in _CALLS.findall(rest) if op[1] not in ("reduce", "scatter", "sort", "map") else ():
+      if kind not in KINDS:
+        yield from _walk(bodies, called, times)
+    if branches := _BRANCHES.search(rest):
+      options = [list(_walk(bodies, b.strip(" %"), times)) for b in branches[1].split(",")]
+      yield from max(options, key=lambda found: sum(c.wire_bytes for c in found))
+
+
+def _nbytes(kind: str, rest: str, end: int) -> int:
+  """Of the larger side: what an all-gather makes, what a reduce-scatter takes."""
+  shapes = [
+    math.prod(int(d) for d in dims.split(",") if d) * _BITS[dtype] // 8
+    for dtype, dims in _SHAPE.findall(rest[:end])
+    if dtype in _BITS
+  ]
+  operands = [
+    math.prod(int(d) for d in dims.split(",") if d) * _BITS[dtype] // 8
+    for dtype, dims in _SHAPE.findall(rest[end:].partition(")")[0])
+    if dtype in _BITS
+  ]
+  if kind == "reduce-scatter":
+    return sum(operands) if operands else sum(shapes) * _group(kind, rest)
+  if operands and len(shapes) > len(operands):  # a -start op's result holds its operands too
+    return sum(shapes) - sum(operands)
+  return sum(shapes)
+
+
+def _group(kind: str, rest: str) -> int:
+  if kind == "collective-permute":
+    return 2
+  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+    return int(match[2])
+  if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    return match[1].count(",") + 1
+  return 1

@@ -1,0 +1,72 @@
+"""Collectives of compiled programs, with the turns of the loops around them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from seedream_jax.engine import hlo, mesh
+
+_TEXT = """
+HloModule jit_f, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%body.1 (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %x = f32[4,8]{1,0} parameter(0)
+  %ag = (f32[4,8]{1,0}, f32[32,8]{1,0}) all-gather-start(f32[4,8]{1,0} %x), replica_groups=[2,8]<=[16], dimensions={0}
+  %rs = bf16[4,8]{1,0:T(8,128)} reduce-scatter(bf16[32,8]{1,0} %y), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+%cond.1 (p: (s32[], f32[4,8])) -> pred[] {
+  ROOT %lt = pred[] compare(%a, %b), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[4,8]) while((s32[], f32[4,8]) %t), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %ar = f32[8]{0} all-reduce(f32[8]{0} %p), replica_groups=[1,16]<=[16], to_apply=%add
+}
+"""
+
+
+class HloTest(parameterized.TestCase):
+  def test_text(self):
+    self.assertEqual(
+      hlo.collectives(_TEXT),
+      [
+        hlo.Collective("all-gather", 32 * 8 * 4, 8, 5),
+        hlo.Collective("reduce-scatter", 32 * 8 * 2, 8, 5),
+        hlo.Collective("all-reduce", 8 * 4, 16, 1),
+      ],
+    )
+    gather, _, reduce = hlo.collectives(_TEXT)
+    self.assertEqual(gather.wire_bytes, 5 * 1024 * 7 / 8)
+    self.assertEqual(reduce.wire_bytes, 2 * 32 * 15 / 16)
+
+  def test_a_loop_of_unknown_turns_is_refused(self):
+    text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
+    with self.assertRaisesRegex(ValueError, "no known trip count: %w"):
+      hlo.collectives(text)
+
+  @parameterized.parameters(3, 7)
+  def test_a_compiled_scan(self, depth):
+    """Each layer's kernel is cut over all devices and gathered once a turn."""
+    device_mesh = mesh.make(dict(data=1, fsdp=8, tensor=1, context=1))
+    whole, cut = NamedSharding(device_mesh, P()), NamedSharding(device_mesh, P(None, "fsdp"))
+
+    def f(x, kernels):
+      def body(x, kernel):
+        kernel = jax.lax.with_sharding_constraint(kernel, whole)
+        return jnp.tanh(x @ kernel), None
+
+      return jax.lax.scan(body, x, kernels)[0]
+
+    arguments = jnp.ones((4, 16)), np.ones((depth, 16, 16), np.float32)
+    compiled = jax.jit(f, in_shardings=(whole, cut)).lower(*arguments).compile()
+    found = [c for c in hlo.collectives(compiled.as_text()) if c.kind == "all-gather"]
+    gathered = sum(c.times * c.bytes for c in found)
+    self.assertEqual(gathered, depth * 16 * 16 * 4, found)
+
+
+if __name__ == "__main__":
+  absltest.main()
