@@ -14,7 +14,6 @@ _BITS = {
   "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64,
 }  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{$", re.M)
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
@@ -78,7 +77,7 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Colle
       continue
     kind = op[1].removesuffix("-start")
     if kind in KINDS:
-      yield Collective(kind, _nbytes(kind, rest, op.start()), _group(kind, rest), times)
+      yield Collective(kind, _nbytes(op[1], rest, op.start()), _group(kind, rest), times)
     if op[1] == "while":
       turns = _TURNS.search(rest)
       inner = list(_walk(bodies, re.search(r"body=%?([\w.\-]+)", rest)[1], 1))
@@ -95,30 +94,32 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Colle
       yield from max(options, key=lambda found: sum(c.wire_bytes for c in found))
 
 
-def _nbytes(kind: str, rest: str, end: int) -> int:
+def _nbytes(op: str, rest: str, end: int) -> int:
   """Of the larger side: what an all-gather makes, what a reduce-scatter takes."""
-  shapes = [
+  sizes = [
     math.prod(int(d) for d in dims.split(",") if d) * _BITS[dtype] // 8
     for dtype, dims in _SHAPE.findall(rest[:end])
-    if dtype in _BITS
+    if dtype in _BITS and (dtype, dims) != ("u32", "")  # handles of a started op
   ]
-  operands = [
-    math.prod(int(d) for d in dims.split(",") if d) * _BITS[dtype] // 8
-    for dtype, dims in _SHAPE.findall(rest[end:].partition(")")[0])
-    if dtype in _BITS
-  ]
-  if kind == "reduce-scatter":
-    return sum(operands) if operands else sum(shapes) * _group(kind, rest)
-  if operands and len(shapes) > len(operands):  # a -start op's result holds its operands too
-    return sum(shapes) - sum(operands)
-  return sum(shapes)
+  if op.endswith("-start") and not op.startswith("all-reduce") and len(sizes) > 1:
+    sizes = sizes[len(sizes) // 2 :]  # its operands come first
+  return sum(sizes) * (_group(op, rest) if op.startswith("reduce-scatter") else 1)
 
 
-def _group(kind: str, rest: str) -> int:
-  if kind == "collective-permute":
+def _group(op: str, rest: str) -> int:
+  """Chips in one group, in any of the ways that HLO writes it."""
+  if op.startswith("collective-permute"):
     return 2
   if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
     return int(match[2])
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
     return match[1].count(",") + 1
-  return 1
+  if match := re.search(
+    r"replica_groups=(?:@\w+|mesh)\[?([^\]{]*)\]?(?:, device_ids=\S+)? \{([^}]*)\}", rest
+  ):
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+    axes = re.findall(
+      r"'([^']+)'(?::\(\d+\)(\d+))?", match[2]
+    )  # 'axis':(from)size is a part of an axis
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
+  raise ValueError(f"cannot read the replica groups of {rest[:200]}")

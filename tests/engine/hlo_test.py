@@ -23,10 +23,10 @@ HloModule jit_f, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
-  %w = (s32[], f32[4,8]) while((s32[], f32[4,8]) %t), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"5"}}
+  %w = (s32[], f32[4,8]) while((s32[], f32[4,8]) %t), condition=%cond.1, body=%body.1, TURNS
   ROOT %ar = f32[8]{0} all-reduce(f32[8]{0} %p), replica_groups=[1,16]<=[16], to_apply=%add
 }
-"""
+""".replace("TURNS", 'backend_config={"known_trip_count":{"n":"5"}}')
 
 
 class HloTest(parameterized.TestCase):
@@ -42,6 +42,16 @@ class HloTest(parameterized.TestCase):
     gather, _, reduce = hlo.collectives(_TEXT)
     self.assertEqual(gather.wire_bytes, 5 * 1024 * 7 / 8)
     self.assertEqual(reduce.wire_bytes, 2 * 32 * 15 / 16)
+
+  @parameterized.parameters(
+    ("replica_groups=mesh['a'=2,'b'=8,'c'=4] {'b'}", 8),
+    ("replica_groups=mesh['a'=2,'b'=8] {'a','b'}", 16),
+    ("replica_groups=mesh['a'=2,'b'=8] {'b':(2)4}", 4),
+    ("replica_groups=[4,16]<=[64]", 16),
+    ("replica_groups={{0,2},{1,3}}", 2),
+  )
+  def test_groups(self, text, size):
+    self.assertEqual(hlo._group("all-gather", text), size)
 
   def test_a_loop_of_unknown_turns_is_refused(self):
     text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
@@ -64,8 +74,8 @@ class HloTest(parameterized.TestCase):
     arguments = jnp.ones((4, 16)), np.ones((depth, 16, 16), np.float32)
     compiled = jax.jit(f, in_shardings=(whole, cut)).lower(*arguments).compile()
     found = [c for c in hlo.collectives(compiled.as_text()) if c.kind == "all-gather"]
-    gathered = sum(c.times * c.bytes for c in found)
-    self.assertEqual(gathered, depth * 16 * 16 * 4, found)
+    gathered = sum(c.wire_bytes for c in found)
+    self.assertEqual(gathered, depth * 16 * 16 * 4 * 7 / 8, found)
 
 
 if __name__ == "__main__":
