@@ -44,6 +44,7 @@ CURVES = {
   "pair": ("pair/accuracy", "lm/loss", "lm/recall"),
   "glyph": ("glyph/box_loss", "glyph/hard_loss", "glyph/hard_accuracy"),
   "pretrain": ("dit/loss", "dit/grad_norm", "val/loss"),
+  "continued": ("dit/loss", "dit/grad_norm", "val/loss"),
 }
 # What a reader asks first: metric and the bar it was made for.
 BARS = (
@@ -209,6 +210,7 @@ def main(argv: Sequence[str]) -> int:
     plots={
       f"{stage}: {name}": curve
       for stage, names in CURVES.items()
+      if os.path.exists(os.path.join(recipe, stage, "metrics.jsonl"))
       for name, curve in curves(os.path.join(recipe, stage), names).items()
     },
     reports=list(judged.values()),
