@@ -68,9 +68,7 @@ def get_config(arg=None):
   )
   config.model = dict(
     dit=dict(variant=preset["dit"], rope_mode=arg.rope, remat=preset["remat"]),
-    vae=dict(variant=preset["vae"]),
-    llm=dict(variant=preset["llm"]),
-    byt5=dict(variant=preset["byt5"]),
+    **{part: dict(variant=preset[part], dtype=preset["dtype"]) for part in ("vae", "llm", "byt5")},
   )
   config.frozen = dict(vae=arg.weights, llm=arg.weights, byt5=arg.weights)
   config.init.path = "" if arg.init == "none" else arg.init

@@ -16,6 +16,7 @@ _BITS = {
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LESS = re.compile(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -29,12 +30,14 @@ class Collective:
     bytes: of the whole array that one chip gathers, reduces or sends, once.
     group: chips that take part together.
     times: how often it runs in one call.
+    channel: XLA's number of it, None where it gave none.
   """
 
   kind: str
   bytes: int
   group: int
   times: int
+  channel: int | None = None
 
   @property
   def wire_bytes(self) -> float:
@@ -52,7 +55,10 @@ def collectives(text: str) -> list[Collective]:
   """
   bodies = _computations(text)
   entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)
-  return list(_walk(bodies, entry[1], 1)) if entry else []
+  found = list(_walk(bodies, entry[1], 1)) if entry else []
+  # An asynchronous collective stands in the fusions that start, carry and end it, on one channel.
+  channels = {c.channel: c for c in reversed(found) if c.channel is not None}
+  return [c for c in found if c.channel is None or channels[c.channel] is c]
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -62,7 +68,7 @@ def _computations(text: str) -> dict[str, list[str]]:
     if start.endswith("{") and not start.startswith(" ") and not start.startswith("HloModule"):
       name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", start)[1]
       found[name] = []
-    elif name is not None and line.startswith("}"):
+    elif start == "}":  # alone: a kernel's metadata has lines that only start with one
       name = None
     elif name is not None:
       found[name].append(line)
@@ -77,14 +83,15 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Colle
       continue
     kind = op[1].removesuffix("-start")
     if kind in KINDS:
-      yield Collective(kind, _nbytes(op[1], rest, op.start()), _group(kind, rest), times)
+      channel = re.search(r"channel_id=(\d+)", rest)
+      size, group = _nbytes(op[1], rest, op.start()), _group(kind, rest)
+      yield Collective(kind, size, group, times, int(channel[1]) if channel else None)
     if op[1] == "while":
-      turns = _TURNS.search(rest)
       inner = list(_walk(bodies, re.search(r"body=%?([\w.\-]+)", rest)[1], 1))
-      if inner and not turns:
+      turns = _turns(bodies, rest) if inner else 0
+      if turns is None:
         raise ValueError(f"a loop with collectives has no known trip count: {head.strip()}")
-      count = int(turns[1]) if turns else 1
-      yield from (dataclasses.replace(c, times=c.times * times * count) for c in inner)
+      yield from (dataclasses.replace(c, times=c.times * times * turns) for c in inner)
       continue
     for called in _CALLS.findall(rest) if op[1] not in ("reduce", "scatter", "sort", "map") else ():
       if kind not in KINDS:
@@ -92,6 +99,18 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Colle
     if branches := _BRANCHES.search(rest):
       options = [list(_walk(bodies, b.strip(" %"), times)) for b in branches[1].split(",")]
       yield from max(options, key=lambda found: sum(c.wire_bytes for c in found))
+
+
+def _turns(bodies: dict[str, list[str]], rest: str) -> int | None:
+  """What XLA wrote beside the loop, else what its counter, which jax starts at 0, is compared with."""
+  if match := _TURNS.search(rest):
+    return int(match[1])
+  condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", rest)[1], [])
+  compared = next((m for line in condition if (m := _LESS.search(line))), None)
+  for line in condition if compared else ():
+    if match := re.search(rf"%{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)", line):
+      return int(match[1])
+  return None
 
 
 def _nbytes(op: str, rest: str, end: int) -> int:

@@ -15,11 +15,15 @@ HloModule jit_f, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 %body.1 (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %x = f32[4,8]{1,0} parameter(0)
   %ag = (f32[4,8]{1,0}, f32[32,8]{1,0}) all-gather-start(f32[4,8]{1,0} %x), replica_groups=[2,8]<=[16], dimensions={0}
+  %kernel = f32[4,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+ "xprof_metadata":"{}"
+}}, metadata={op_name="splash"}
   %rs = bf16[4,8]{1,0:T(8,128)} reduce-scatter(bf16[32,8]{1,0} %y), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
 }
 
 %cond.1 (p: (s32[], f32[4,8])) -> pred[] {
-  ROOT %lt = pred[] compare(%a, %b), direction=LT
+  %b = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[]{:T(512)} compare(%a, %b), direction=LT
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
@@ -53,8 +57,21 @@ class HloTest(parameterized.TestCase):
   def test_groups(self, text, size):
     self.assertEqual(hlo._group("all-gather", text), size)
 
-  def test_a_loop_of_unknown_turns_is_refused(self):
+  def test_a_collective_in_several_fusions_counts_once(self):
+    line = next(line for line in _TEXT.splitlines() if "all-gather-start" in line)
+    once = line.replace("dimensions={0}", "dimensions={0}, channel_id=7")
+    text = _TEXT.replace(line, once + "\n" + once.replace("%ag", "%again"))
+    self.assertLen(hlo.collectives(text), 3)
+    self.assertLen(hlo.collectives(text.replace("channel_id=7", "")), 4)
+
+  def test_turns_from_the_condition(self):
     text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
+    self.assertEqual(hlo.collectives(text), hlo.collectives(_TEXT))
+
+  def test_a_loop_of_unknown_turns_is_refused(self):
+    text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "").replace(
+      "constant(5)", "parameter(1)"
+    )
     with self.assertRaisesRegex(ValueError, "no known trip count: %w"):
       hlo.collectives(text)
 
