@@ -4,7 +4,7 @@ r"""Classifier B, the second judge: what a poster shows, and the features of the
   python -m data_pipelines.posters --world nano --size 64x64 --split heldout --num 20480 --out OUT
   python -m data_pipelines.posters --world nano --size 64x64 --split val --num 2048 --out OUT
   python -m seedream_jax.train --config experiments/judge.py:nano,data=OUT --workdir W
-  python -m data_pipelines.pack --part classifier=W/weights --out weights/nano/judge
+  python -m data_pipelines.pack --part classifier=W/weights --out weights/nano/judge --dtype bfloat16
   python -m data_pipelines.ceilings --world nano --classifier weights/nano/judge
 
 Split `judge` is for this file alone, and no generator sees `heldout`: together they are the whole grammar.
@@ -17,7 +17,7 @@ import pathlib
 from experiments import common
 
 PRESETS = {
-  "nano": dict(batch=64, classifier="nano", world="nano", lr=1e-3, steps=2_000, fsdp=1),
+  "nano": dict(batch=64, classifier="nano", world="nano", lr=1e-3, steps=5_000, fsdp=1),
   "small": dict(batch=256, classifier="small", world="small", lr=1e-3, steps=20_000, fsdp=1),
   "base": dict(batch=256, classifier="base", world="small", lr=5e-4, steps=40_000, fsdp=1),
   "full": dict(batch=256, classifier="full", world="small", lr=5e-4, steps=60_000, fsdp=-1),
