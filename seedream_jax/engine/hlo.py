@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 
-_BITS = {
+BITS = {
   "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "s16": 16, "u16": 16, "f16": 16,
   "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64,
 }  # fmt: skip
@@ -17,8 +17,10 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LESS = re.compile(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT")
-_CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CALLS = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
+_BRANCHES = re.compile(
+  r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def collectives(text: str) -> list[Collective]:
   Raises:
     ValueError: a loop with collectives in it whose turns XLA does not know.
   """
-  bodies = _computations(text)
+  bodies = computations(text)
   entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)
   found = list(_walk(bodies, entry[1], 1)) if entry else []
   # An asynchronous collective stands in the fusions that start, carry and end it, on one channel.
@@ -61,7 +63,8 @@ def collectives(text: str) -> list[Collective]:
   return [c for c in found if c.channel is None or channels[c.channel] is c]
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
+  """{name: lines} of every computation of a module's text."""
   found, name = {}, None
   for line in text.splitlines():
     start = line.rstrip()
@@ -88,20 +91,26 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Colle
       yield Collective(kind, size, group, times, int(channel[1]) if channel else None)
     if op[1] == "while":
       inner = list(_walk(bodies, re.search(r"body=%?([\w.\-]+)", rest)[1], 1))
-      turns = _turns(bodies, rest) if inner else 0
-      if turns is None:
+      count = turns(bodies, rest) if inner else 0
+      if count is None:
         raise ValueError(f"a loop with collectives has no known trip count: {head.strip()}")
-      yield from (dataclasses.replace(c, times=c.times * times * turns) for c in inner)
+      yield from (dataclasses.replace(c, times=c.times * times * count) for c in inner)
       continue
     for called in _CALLS.findall(rest) if op[1] not in ("reduce", "scatter", "sort", "map") else ():
       if kind not in KINDS:
         yield from _walk(bodies, called, times)
-    if branches := _BRANCHES.search(rest):
-      options = [list(_walk(bodies, b.strip(" %"), times)) for b in branches[1].split(",")]
+    if options := [list(_walk(bodies, name, times)) for name in branches(rest)]:
       yield from max(options, key=lambda found: sum(c.wire_bytes for c in found))
 
 
-def _turns(bodies: dict[str, list[str]], rest: str) -> int | None:
+def branches(rest: str) -> list[str]:
+  """The computations between which a conditional's line chooses."""
+  return [
+    name.strip(" %") for found in _BRANCHES.findall(rest) for name in "".join(found).split(",")
+  ]
+
+
+def turns(bodies: dict[str, list[str]], rest: str) -> int | None:
   """What XLA wrote beside the loop, else what its counter, which jax starts at 0, is compared with."""
   if match := _TURNS.search(rest):
     return int(match[1])
@@ -116,9 +125,9 @@ def _turns(bodies: dict[str, list[str]], rest: str) -> int | None:
 def _nbytes(op: str, rest: str, end: int) -> int:
   """Of the larger side: what an all-gather makes, what a reduce-scatter takes."""
   sizes = [
-    math.prod(int(d) for d in dims.split(",") if d) * _BITS[dtype] // 8
+    math.prod(int(d) for d in dims.split(",") if d) * BITS[dtype] // 8
     for dtype, dims in _SHAPE.findall(rest[:end])
-    if dtype in _BITS and (dtype, dims) != ("u32", "")  # handles of a started op
+    if dtype in BITS and (dtype, dims) != ("u32", "")  # handles of a started op
   ]
   if op.endswith("-start") and not op.startswith("all-reduce") and len(sizes) > 1:
     sizes = sizes[len(sizes) // 2 :]  # its operands come first

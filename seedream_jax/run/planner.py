@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from seedream_jax import types
-from seedream_jax.engine import flops, hardware, hlo, sharding, trees
+from seedream_jax.engine import flops, hardware, hlo, sharding, traffic, trees
 from seedream_jax.run import open as open_lib
 
 _INVOLUNTARY = re.compile(rb"Involuntary full rematerialization[^\n]*")
@@ -223,7 +223,8 @@ def _program(
   stats = compiled.memory_analysis()
   hbm["temporaries"] = stats.temp_size_in_bytes
   hbm["outputs beyond the donated"] = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
-  found = hlo.collectives(compiled.as_text())
+  text = compiled.as_text()
+  found = hlo.collectives(text)
   by_kind: dict[str, dict[str, float]] = {}
   for c in found:
     row = by_kind.setdefault(c.kind, {"count": 0, "wire_bytes": 0.0})
@@ -231,11 +232,10 @@ def _program(
     row["wire_bytes"] += c.wire_bytes
   wire = sum(row["wire_bytes"] for row in by_kind.values())
   warnings = sorted({m.decode(errors="replace") for m in _INVOLUNTARY.findall(said())})
-  # Every argument is read and every output written once; temporaries are written and read.
-  moved = stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes
   chip = topology.chip
   return Program(
-    name, model, executed, hbm, by_kind, wire / (chip.link_rate * chip.axes), moved / chip.hbm_rate,
+    name, model, executed, hbm, by_kind, wire / (chip.link_rate * chip.axes), 
+    traffic.moved(text) / chip.hbm_rate,
     seconds, warnings,
   )  # fmt: skip
 
