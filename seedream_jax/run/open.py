@@ -135,9 +135,12 @@ class Layout:
   frozen: dict[str, types.Params]  # likewise
 
 
-def lay_out(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Layout:
-  """The layout of `config` over `devices`; what is wrong with the config is a `types.UserError`."""
-  stage = make_stage(config)
+def lay_out(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Layout:
+  """The layout of `config` over `devices`, by default this machine's; what is wrong with it is a `types.UserError`."""
+  stage = make_stage(config)  # first: it looks whether this is an experiment's config at all
+  devices = jax.devices()[: config.sharding.num_devices or None] if devices is None else devices
   _check_train(config.train)
   device_mesh = mesh.make(config.sharding.mesh.to_dict(), devices)
   _check_batches(config, device_mesh)
@@ -177,7 +180,7 @@ def lay_out(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) ->
 
 def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
   """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
-  layout = lay_out(config, jax.devices()[: config.sharding.num_devices or None])
+  layout = lay_out(config)
   frozen, provenance = _load_frozen(config, layout)
   checkpointer = checkpoint.Checkpointer(
     os.path.join(workdir, "checkpoints"),

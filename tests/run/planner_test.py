@@ -72,6 +72,7 @@ class PlannerTest(parameterized.TestCase):
     self.assertEqual(batch["train"]["latent_BHWC"].shape, (16, 8, 8, 16))
     self.assertEqual(planner.default_size(config), (64, 64))
 
+  @pytest.mark.heavy
   def test_a_step_here_has_its_parts(self):
     """On this machine's devices, where memory and FLOPs can be added up by hand."""
     config = pretrain.get_config("nano,content=latent")
@@ -104,14 +105,10 @@ class PlannerTest(parameterized.TestCase):
       "--config",
       "experiments/pretrain.py:nano",
     ]
-    for topology, message in (
-      ("v5e:4", "expected v5e:16x16"),
-      ("h100:8", "GPUs cannot be compiled for"),
-    ):
-      done = subprocess.run([*command, "--topology", topology], capture_output=True, text=True)
-      self.assertEqual(done.returncode, 2, done.stderr)
-      self.assertIn(message, done.stderr)
-      self.assertNotIn("Traceback", done.stderr)
+    done = subprocess.run([*command, "--topology", "h100:8"], capture_output=True, text=True)
+    self.assertEqual(done.returncode, 2, done.stderr)
+    self.assertIn("GPUs cannot be compiled for", done.stderr)
+    self.assertNotIn("Traceback", done.stderr)
 
 
 @pytest.mark.heavy
