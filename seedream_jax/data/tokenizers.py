@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -160,15 +161,21 @@ class LLMTokenizer:
 def to_fast(path: str | os.PathLike[str]) -> str:
   """tokenizer.json, of the `tokenizers` library, that encodes as `LLMTokenizer(path)` does.
 
-  One difference is left: a text that spells out a special piece, such as <pad>, may be read as that piece.
+  Raises:
+    types.UserError: a SentencePiece model of another kind than `train_sentencepiece` makes.
   """
   proto = sentencepiece_model_pb2.ModelProto.FromString(pathlib.Path(path).read_bytes())
+  _check_convertible(path, proto)
   normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
-  vocab = [(p.piece, p.score if p.type == normal else -1e4) for p in proto.pieces]
+  # What no piece spells costs 10 more than the rarest piece, in both libraries, if special pieces are no rarer.
+  rarest = min(p.score for p in proto.pieces if p.type == normal)
+  vocab = [(p.piece, p.score if p.type == normal else rarest) for p in proto.pieces]
   tokenizer = fast.Tokenizer(fast.models.Unigram(vocab, unk_id=UNK, byte_fallback=True))
   # Not the Metaspace pre-tokenizer, which adds no leading space to a text that has one.
   spaces = [fast.normalizers.Prepend("▁"), fast.normalizers.Replace(" ", "▁")]
   tokenizer.normalizer = fast.normalizers.Sequence(spaces)
+  # A text that spells out <pad> or <0x41> is text: cut off its "<", it matches no special piece.
+  tokenizer.pre_tokenizer = fast.pre_tokenizers.Split("<", "isolated")
   tokenizer.decoder = fast.decoders.Sequence([
     fast.decoders.Replace("▁", " "),
     fast.decoders.ByteFallback(),
@@ -180,6 +187,31 @@ def to_fast(path: str | os.PathLike[str]) -> str:
     single=f"$A {eos}", special_tokens=[(eos, EOS)]
   )
   return tokenizer.to_str(pretty=True)
+
+
+def _check_convertible(path: str | os.PathLike[str], proto: Any) -> None:
+  """UserError for what `to_fast` would turn into a tokenizer that cuts texts otherwise."""
+  kinds, trained, norm = type(proto.pieces[0]), proto.trainer_spec, proto.normalizer_spec
+  normal = [p.piece for p in proto.pieces if p.type == kinds.NORMAL]
+  special = [p.piece for p in proto.pieces if p.type != kinds.NORMAL]
+  must = {
+    "model_type unigram": trained.model_type == trained.UNIGRAM,
+    "identity normalization": not norm.precompiled_charsmap,
+    "add_dummy_prefix": norm.add_dummy_prefix,
+    "spaces kept and escaped": norm.escape_whitespaces and not norm.remove_extra_whitespaces,
+    "spaces before words": not trained.treat_whitespace_as_suffix,
+    "byte_fallback": trained.byte_fallback,
+    "no user-defined or unused pieces": not any(
+      p.type in (kinds.USER_DEFINED, kinds.UNUSED) for p in proto.pieces
+    ),
+    "special pieces, and no others, that begin with <": all(p[0] == "<" for p in special)
+    and not any("<" in p and p != "<" for p in normal),
+  }
+  for what, holds in must.items():
+    if not holds:
+      raise types.UserError(
+        f"tokenizer {path}: cannot be written as tokenizer.json; expected {what}"
+      )
 
 
 def _seeds(corpus: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from sentencepiece import sentencepiece_model_pb2
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers
@@ -102,8 +104,32 @@ class NamesTest(parameterized.TestCase):
     ours, theirs = tokenizers.LLMTokenizer(path), fast.Tokenizer.from_str(tokenizers.to_fast(path))
     with open("benchmarks/prompts/nano_heldout.jsonl", encoding="utf-8") as f:
       prompts = [json.loads(line)["prompt"] for line in f]
-    for prompt in [*prompts, "", " two  spaces ", "Ünïcode 🐼 龘", "a\nb", "<s>"[:1]]:
+    pieces = [ours._processor.id_to_piece(i) for i in range(ours.vocab_size)]  # special ones too
+    draw = random.Random(0)
+    for _ in range(2000):
+      prompts.append("".join(draw.choices([*pieces, " ", "🐼", "龘", "\n", "<"], k=6)))
+    for prompt in [*prompts, "", " two  spaces ", "Ünïcode 🐼 龘", "a\nb", "<pad></s><0x41>"]:
       self.assertEqual(theirs.encode(prompt).ids, ours.encode(prompt), prompt)
+
+  @parameterized.parameters(
+    ("model_type unigram", lambda m: setattr(m.trainer_spec, "model_type", 2)),
+    ("identity", lambda m: setattr(m.normalizer_spec, "precompiled_charsmap", b"x")),
+    ("add_dummy_prefix", lambda m: setattr(m.normalizer_spec, "add_dummy_prefix", False)),
+    ("spaces kept", lambda m: setattr(m.normalizer_spec, "remove_extra_whitespaces", True)),
+    ("before words", lambda m: setattr(m.trainer_spec, "treat_whitespace_as_suffix", True)),
+    ("byte_fallback", lambda m: setattr(m.trainer_spec, "byte_fallback", False)),
+    ("user-defined", lambda m: setattr(m.pieces[-1], "type", 4)),
+    ("begin with <", lambda m: setattr(m.pieces[-1], "piece", "a<b")),
+  )
+  def test_a_model_that_would_cut_otherwise_is_refused(self, regex, change):
+    with open(os.path.join(NANO, "tokenizer.model"), "rb") as f:
+      model = sentencepiece_model_pb2.ModelProto.FromString(f.read())
+    change(model)
+    path = _fresh()
+    with open(path, "wb") as f:
+      f.write(model.SerializeToString())
+    with self.assertRaisesRegex(types.UserError, regex):
+      tokenizers.to_fast(path)
 
 
 @pytest.mark.heavy
