@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
   del argv
   cli.prepare_jax()
   cli.check_out("--out", _OUT.value, folder=True)
-  if _ONNX.value:
-    onnx = _onnx()
+  diffusers.check_replaceable(_OUT.value)  # before the work, not after it
+  onnx = _onnx() if _ONNX.value else None
   opened = pipeline.open_pipeline(_WORKDIR.value, weights=_WEIGHTS.value)
   stage, config = opened.stage, opened.config
   base = stage.model.configs["dit"].rope_base * opened.multiple
@@ -52,9 +52,10 @@ def main(argv: Sequence[str]) -> int:
     ours=json.loads(config.to_json_best_effort()),
   )
   card = card_lib.write(model, _WORKDIR.value, _OUT.value, _DTYPE.value, _WEIGHTS.value)
-  diffusers.write(_OUT.value, model, _DTYPE.value, card)
-  if _ONNX.value:
-    onnx.export(_OUT.value)
+  with diffusers.replacing(_OUT.value) as folder:
+    diffusers.write(folder, model, _DTYPE.value, card)
+    if onnx:
+      onnx.export(folder)
   size = sum(
     os.path.getsize(os.path.join(root, file))
     for root, _, files in os.walk(_OUT.value)

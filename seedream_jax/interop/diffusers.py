@@ -3,22 +3,24 @@
   model_index.json, pipeline.py        the pipeline, in its own file
   transformer/transformer.py ...       SeedreamTransformer, in its own file
   vae/            stock AutoencoderKL
-  text_encoder/   stock Qwen3Model     tokenizer/      stock fast tokenizer
+  text_encoder/   stock Qwen3Model *   tokenizer/      stock fast tokenizer
   text_encoder_2/ stock T5EncoderModel scheduler/      stock FlowMatchEulerDiscreteScheduler
   seedream_jax.json                    our config, for the way back
+  * Qwen2Model or LlamaModel where the LLM is of those families
 
 Two things are not as diffusers has them and are mapped exactly. AutoencoderKL's decoder has one residual block a level
 more than its encoder; where ours has fewer, blocks of zero weights fill up, which add nothing to their input. Our
 latents are normalised per channel, which its config says in latents_mean and latents_std.
 """
 
+import contextlib
 import dataclasses
 import importlib.resources
 import json
 import os
 import re
-import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,23 +68,45 @@ class Model:
   ours: Mapping[str, Any]
 
 
+def check_replaceable(folder: str) -> None:
+  """UserError if something other than a former export stands at `folder`."""
+  if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, OURS)):
+    raise types.UserError(f"--out {folder}: exists and is no former export; give a new folder")
+
+
+@contextlib.contextmanager
+def replacing(folder: str) -> Iterator[str]:
+  """A new empty folder that becomes `folder` when the block ends, and vanishes when it fails.
+
+  A former export is moved aside, not emptied: killed at any moment, this leaves a whole export or none there.
+
+  Raises:
+    types.UserError: something else stands there.
+  """
+  check_replaceable(folder)
+  parent, name = os.path.split(os.path.abspath(folder))
+  os.makedirs(parent, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as aside:
+    new, old = os.path.join(aside, "new"), os.path.join(aside, "old")
+    os.mkdir(new)
+    yield new
+    if os.path.lexists(folder):
+      os.rename(os.path.abspath(folder), old)
+    os.rename(new, os.path.abspath(folder))
+
+
 def write(folder: str, model: Model, dtype: str, card: str) -> None:
-  """Writes the folder: whole, or not at all.
+  """Fills an empty folder.
 
   Args:
-    folder: a new one, or a former export, which is replaced.
+    folder: from `replacing`.
     model: what to write.
     dtype: float32 or bfloat16, of all weights.
     card: README.md.
 
   Raises:
-    types.UserError: something else stands there, or a choice that the stock classes do not have.
+    types.UserError: a choice that the stock classes do not have.
   """
-  if os.path.exists(folder) and not os.path.exists(os.path.join(folder, OURS)):
-    raise types.UserError(f"--out {folder}: exists and is no former export; give a new folder")
-  temporary = folder.rstrip("/") + ".partial"
-  shutil.rmtree(temporary, ignore_errors=True)
-  os.makedirs(temporary)
   configs = {
     "dit": transformer_json(model.configs["dit"]),
     "vae": vae_json(model.configs["vae"], model.params["vae"]["stats"]),
@@ -90,7 +114,7 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
     "byt5": huggingface.t5_json(model.configs["byt5"]),
   }
   for part, (name, library, _) in COMPONENTS.items():
-    place = os.path.join(temporary, name)
+    place = os.path.join(folder, name)
     os.makedirs(place)
     key = "torch_dtype" if library == "transformers" else None
     _write_json(place, "config.json", configs[part] | ({key: dtype} if key else {}))
@@ -98,7 +122,10 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
     _write_tensors(place, stem, tensors(part, model.configs[part], model.params[part]), dtype)
   index = {
     "_class_name": ["pipeline", "SeedreamPipeline"],
-    **{name: [library, cls] for name, library, cls in COMPONENTS.values()},
+    **{
+      name: [library, class_name(part, model.configs[part])]
+      for part, (name, library, _) in COMPONENTS.items()
+    },
     "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_buckets": list(model.text_buckets),
@@ -106,20 +133,22 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
     "shift_base": model.shift_base,
     "default_size": model.default_size,
   }
-  _write_json(temporary, "model_index.json", index)
-  _write_tokenizer(os.path.join(temporary, "tokenizer"), model.tokenizer)
-  _write_scheduler(os.path.join(temporary, "scheduler"), model.shift)
+  _write_json(folder, "model_index.json", index)
+  _write_tokenizer(os.path.join(folder, "tokenizer"), model.tokenizer)
+  _write_scheduler(os.path.join(folder, "scheduler"), model.shift)
   sources = importlib.resources.files("seedream_jax.interop")
   for source, target in (("twin", "transformer/transformer"), ("pipeline", "pipeline")):
     code = (sources / f"torch_{source}.py").read_text("utf-8")
-    with open(os.path.join(temporary, f"{target}.py"), "w", encoding="utf-8") as f:
+    with open(os.path.join(folder, f"{target}.py"), "w", encoding="utf-8") as f:
       f.write(code)
-  with open(os.path.join(temporary, "README.md"), "w", encoding="utf-8") as f:
+  with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
     f.write(card)
-  _write_json(temporary, OURS, model.ours)
-  if os.path.exists(folder):
-    shutil.rmtree(folder)
-  os.replace(temporary, folder)
+  _write_json(folder, OURS, model.ours)
+
+
+def class_name(part: str, cfg: Any) -> str:
+  """The PyTorch class of a part; an LLM's depends on its family."""
+  return huggingface.llm_json(cfg)["architectures"][0] if part == "llm" else COMPONENTS[part][2]
 
 
 def tensors(part: str, cfg: Any, params: types.Params) -> dict[str, np.ndarray]:

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.engine import trees
-from seedream_jax.interop import diffusers, huggingface, names
-from seedream_jax.models import dit
+from seedream_jax.interop import card, diffusers, huggingface, names
+from seedream_jax.models import dit, llm
+from seedream_jax.run import open as open_lib
 from seedream_jax.run import pipeline
 from tests.interop.huggingface_test import relative
 
@@ -97,6 +99,63 @@ class NamesTest(parameterized.TestCase):
     self.assertIn("exists and is no former export", done.stderr)
     self.assertEqual(os.listdir(os.path.dirname(folder)), ["export"])
 
+  def test_a_folder_comes_whole_or_not_at_all(self):
+    folder = _fresh()
+    parent, mark = os.path.dirname(folder), os.path.join(folder, diffusers.OURS)
+    os.mkdir(f"{folder}.partial")  # a neighbour of the user's own
+    for text in ("first", "second"):
+      with diffusers.replacing(folder) as new:
+        self.assertEqual(os.path.exists(folder), text == "second")
+        with open(os.path.join(new, diffusers.OURS), "w") as f:
+          f.write(text)
+      with open(mark) as f:
+        self.assertEqual(f.read(), text)
+    with self.assertRaises(KeyboardInterrupt), diffusers.replacing(folder) as new:
+      open(os.path.join(new, "half"), "w").close()
+      raise KeyboardInterrupt
+    self.assertEqual(sorted(os.listdir(parent)), ["export", "export.partial"])
+    self.assertEqual(os.listdir(folder), [diffusers.OURS])
+    os.symlink(folder, f"{folder}.link")
+    with diffusers.replacing(f"{folder}.link"):
+      pass
+    self.assertEqual(os.listdir(folder), [diffusers.OURS])  # the link goes, not what it points to
+    self.assertEqual(os.listdir(f"{folder}.link"), [])
+
+  @parameterized.parameters(
+    ({}, "Qwen3Model"),
+    (dict(qk_norm=False, qkv_bias=True), "Qwen2Model"),
+    (dict(qk_norm=False), "LlamaModel"),
+  )
+  def test_the_class_is_that_of_the_family(self, changes, want):
+    self.assertEqual(diffusers.class_name("llm", llm.make_config("nano", **changes)), want)
+
+  def test_card_says_what_is_known(self):
+    root = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir())
+    cfg = open_lib.read_config(NANO)
+    configs = {"llm": llm.make_config("nano")}
+    params = {part: {"x": np.zeros(7)} for part in diffusers.COMPONENTS}
+    ours = json.loads(cfg.to_json_best_effort())
+    model = diffusers.Model(
+      {**dict.fromkeys(diffusers.COMPONENTS), **configs}, params, "", 1.0, 0.0, (16,), 64, ours
+    )
+    text = card.write(model, root, "x/name", "float32", "ema")
+    self.assertIn("| transformer | 7 | SeedreamTransformer | unknown |", text)
+    self.assertIn("None found", text)
+    made = {"dit": {"stage": "denoise", "step": "5", "continued_from": {"step": "3"}}}
+    score = {"metrics": {"subject": {"value": 0.5, "lo": 0.25, "hi": 0.75}}}
+    for name, value in (("provenance", made), ("heldout", score)):
+      with open(os.path.join(root, f"{name}.json"), "w") as f:
+        json.dump(value, f)
+    text = card.write(model, root, "x/name", "float32", "ema")
+    self.assertIn("| 5 steps (denoise), after 3 |", text)
+    self.assertIn("| subject | 0.500 | 0.250 - 0.750 |", text)
+    for name in ("metrics.jsonl", "heldout.json"):
+      with open(os.path.join(root, name), "w") as f:
+        f.write("{")
+      with self.assertRaisesRegex(types.UserError, name):
+        card.write(model, root, "x/name", "float32", "ema")
+      os.remove(os.path.join(root, name))
+
   def test_fast_tokenizer(self):
     import tokenizers as fast
 
@@ -171,6 +230,24 @@ class TwinTest(parameterized.TestCase):
     cond = cond if "guidance" not in x else cond.replace(guidance_B=x["guidance"])
     got = bound(jnp.moveaxis(x["hidden_states"], 1, -1), x["timestep"], cond)
     self.assertLess(relative(got, want), 2e-5)
+
+  def test_compiles_as_one_graph_and_trains(self):
+    import torch
+
+    from seedream_jax.interop import onnx, torch_twin
+
+    fields = diffusers.transformer_json(dit.DiTConfig(**SMALL))
+    twin = torch_twin.SeedreamTransformer(**{k: v for k, v in fields.items() if k[0] != "_"})
+    torch.manual_seed(0)
+    for parameter in twin.parameters():
+      torch.nn.init.normal_(parameter, std=0.3)
+    inputs = onnx.example_inputs(twin, 2, (8, 12), 9)
+    want = twin(**inputs)
+    want.square().mean().backward()
+    self.assertEmpty([name for name, p in twin.named_parameters() if p.grad is None])
+    # aot_eager: the graph is what is tested, not the C++ compiler; a break is an error.
+    got = torch.compile(twin, fullgraph=True, backend="aot_eager")(**inputs)
+    self.assertLess(relative(got.detach().numpy(), want.detach().numpy()), 1e-5)
 
 
 @pytest.mark.heavy
@@ -254,6 +331,15 @@ class FolderTest(parameterized.TestCase):
     else:
       self.assertLess(error, 0.15)
 
+  def test_the_cards_code_runs_as_pasted(self):
+    folder = self.folders["bfloat16"]
+    with open(os.path.join(folder, "README.md"), encoding="utf-8") as f:
+      code = f.read().split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    self.assertEqual(done.returncode, 0, done.stderr[-3000:])
+    with Image.open(os.path.join(folder, "out.png")) as image:
+      self.assertEqual(image.size, (64, 64))
+
   def test_onnx(self):
     import onnxruntime
     import torch
@@ -268,6 +354,7 @@ class FolderTest(parameterized.TestCase):
       with torch.no_grad():
         want = twin(**inputs).numpy()
       (got,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+      print(f"onnx {batch} x {size}, {length} tokens: {relative(got, want):.2e}")
       self.assertLess(relative(got, want), 1e-4)
 
 

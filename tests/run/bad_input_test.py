@@ -63,6 +63,7 @@ OPENS = f"{TRAIN} {{w}}/tiny.py:nano,weights={{w}}/weights,data={{w}}/data"
 SAMPLE = "seedream_jax.sample --steps 1 --out {new}.png --workdir"
 PANDA = f"{SAMPLE} {{w}}/weights --prompt panda"
 EVALUATE = "seedream_jax.evaluate --out {new}.json --workdir"
+EXPORT = "seedream_jax.export --out {new} --workdir"
 RECIPE = "seedream_jax.recipe --workdir {new} --config"
 POSTERS = "data_pipelines.posters --num 1 --out"
 FOLDER = "data_pipelines.folder --images {w} --out {new} --captions"
@@ -127,6 +128,12 @@ CASES = (
   ("judged", f"{EVALUATE} {{w}}/none", "--workdir .*/none: no config.json there"),
   ("world", f"{EVALUATE} {{w}}/none --world nan", "nan_heldout.jsonl: no such prompt file"),
   ("report", f"seedream_jax.evaluate --workdir x --out {NOT_A_FOLDER}", "--out .*empty/new: "),
+  ("export", f"{EXPORT} {{w}}/none", "--workdir .*/none: no config.json there"),
+  ("export_part", f"{EXPORT} {{w}}/no_part", "no_part/vae.safetensors: no such file"),
+  ("export_dtype", f"{EXPORT} {{w}}/weights --dtype float8", "--dtype=float8: value should be one of"),
+  ("export_raw", f"{EXPORT} {{w}}/weights --weights raw", "--weights raw: .* holds one set"),
+  ("export_out", f"{EXPORT} {{w}}/weights --out {{w}}/data", "exists and is no former export"),
+  ("export_file", f"{EXPORT} {{w}}/weights --out {{w}}/empty", "--out .*/empty: is a file"),
   ("gate_data", f"{EVALUATE} {{w}}/weights --suite vae", "--suite vae needs --data"),
   ("gate_stage", f"{EVALUATE} {{w}}/weights --suite vae --data x", "reads 'reconstruct', its stage"),
   ("fonts", f"{POSTERS} {{new}} --fonts {{w}}/none", "--fonts: .*/none' is not a folder"),
