@@ -23,6 +23,7 @@ from seedream_jax.models import dit, llm
 from seedream_jax.run import open as open_lib
 from seedream_jax.run import pipeline
 from tests.interop.huggingface_test import relative
+from tests.run import bad_input_test
 
 NANO = "weights/nano"
 PROMPTS = ("写着“福”的海报，有一个红灯笼", 'a poster that says "LOVE" with a panda', "")
@@ -156,6 +157,26 @@ class NamesTest(parameterized.TestCase):
         card.write(model, root, "x/name", "float32", "ema")
       os.remove(os.path.join(root, name))
 
+  @pytest.mark.heavy  # compiles an initialiser for every part
+  def test_ema_or_raw_parameters_of_a_workdir(self):
+    workdir = _fresh()
+    os.makedirs(workdir)
+    config = bad_input_test.get_config("nano")
+    config.data.tokenizer = os.path.join(NANO, "tokenizer.model")
+    config.frozen = dict.fromkeys(("vae", "llm", "byt5"), open_lib.RANDOM)
+    with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as f:
+      f.write(config.to_json_best_effort())
+    exp = open_lib.open_config(config, workdir)
+    state = open_lib.load_state(exp)
+    state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
+    exp.checkpointer.save(1, state, open_lib.meta_of(exp), wait=True)
+    raw = trees.flatten(state.params["dit"])
+    for weights, added in (("raw", 0), ("ema", 1)):
+      found = trees.flatten(pipeline.open_pipeline(workdir, weights=weights).params["dit"])
+      self.assertEqual(found.keys(), raw.keys())
+      for path, x in found.items():
+        np.testing.assert_array_equal(x, raw[path] + added, err_msg=f"{weights} {path}")
+
   def test_fast_tokenizer(self):
     import tokenizers as fast
 
@@ -265,6 +286,14 @@ class FolderTest(parameterized.TestCase):
       )
       assert done.returncode == 0, done.stderr
     cls.pipeline = pipeline.open_pipeline(NANO)
+    config = open_lib.read_config(NANO)
+    with config.unlocked():
+      for part in ("dit", "llm", "byt5"):
+        config.model[part].dtype = "bfloat16"
+    stage = open_lib.make_stage(config)
+    cls.in_bfloat16 = pipeline.Pipeline(
+      config, stage, cls.pipeline.params, os.path.join(NANO, "tokenizer.model")
+    )
 
   def test_import_gives_the_same_bits(self):
     parts = self.pipeline.stage.parts()
@@ -329,7 +358,13 @@ class FolderTest(parameterized.TestCase):
       self.assertLess(error, 1e-3)
       self.assertLess(difference.max(), 3)
     else:
-      self.assertLess(error, 0.15)
+      # Guidance amplifies rounding, so the bar is how far bfloat16 takes our own model from its float32.
+      _, rounded = self.in_bfloat16.sample(
+        PROMPTS, noise, pipeline.Options(num_steps=5, guidance=4.0)
+      )
+      own = relative(rounded, latents)
+      print(f"bfloat16 {size}: our own {own:.2e}")
+      self.assertLess(error, 1.5 * own)
 
   def test_the_cards_code_runs_as_pasted(self):
     folder = self.folders["bfloat16"]
