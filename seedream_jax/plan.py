@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from seedream_jax import types
 from seedream_jax.engine import hardware
 from seedream_jax.run import cli, planner
+from seedream_jax.run import open as open_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment of a denoise stage.", lock_config=True
@@ -79,12 +80,14 @@ def main(argv: Sequence[str]) -> int:
 def _plan(
   config: Any, topology: hardware.Topology, size: tuple[int, int], chips: list[Any]
 ) -> dict[str, Any]:
-  layout, step = planner.plan_step(config, topology, size, chips)
   stream = config.data.streams.train
-  programs = [step]
-  if _WHAT.value == "sampler":
+  if _WHAT.value == "step":
+    layout, program = planner.plan_step(config, topology, size, chips)
+  else:
+    layout = open_lib.lay_out(config, chips)
     options = dict(num_steps=25, guidance=4.0)
-    programs = [planner.plan_sampler(layout, topology, stream, size, options)]
+    program = planner.plan_sampler(layout, topology, stream, size, options)
+  programs = [program]
   if _ENCODERS.value:
     programs += [planner.plan_part(part, layout, topology, stream, size) for part in layout.frozen]
   rows = [describe(program, topology) for program in programs]

@@ -6,6 +6,7 @@ https://cloud.google.com/tpu/docs/{v5e,v5p,v6e} (HBM size, peak). GPU figures: N
 
 import dataclasses
 import difflib
+import math
 import re
 
 from seedream_jax import types
@@ -52,10 +53,7 @@ class Topology:
   @property
   def num_chips(self) -> int:
     """All of them."""
-    out = 1
-    for side in self.shape:
-      out *= side
-    return out
+    return math.prod(self.shape)
 
   @property
   def is_tpu(self) -> bool:

@@ -54,7 +54,8 @@ class Model:
     params: their trees.
     tokenizer: path of the SentencePiece model.
     shift, shift_base: of the denoise stage.
-    text_buckets, glyph_len: of the data.
+    text_buckets: of the data.
+    default_size: side in pixels that the pipeline draws unless told.
     ours: JSON of the run's whole config.
   """
 

@@ -88,9 +88,8 @@ def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
   qk_norm, qkv_bias = kinds[kind]
   c.expect("hidden_act", ("silu",))
   c.expect("use_sliding_window", (False, None))
-  c.expect(
-    "attention_bias", (False, None)
-  )  # Qwen2.5 has biases on q, k, v without a key; this one adds o's
+  # Qwen2.5's biases on q, k and v have no key; this one is of an o bias too.
+  c.expect("attention_bias", (False, None))
   c.expect("mlp_bias", (False, None))
   heads, width = c.number("num_attention_heads"), c.number("hidden_size")
   rope = dict(c.raw.get("rope_scaling") or {}) | dict(c.raw.get("rope_parameters") or {})
@@ -162,12 +161,10 @@ def llm_json(cfg: llm.LLMConfig) -> dict[str, Any]:
 def t5_config(folder: str, **overrides: Any) -> byt5.ByT5Config:
   """The ByT5Config of a published T5 v1.1, mT5 or ByT5 model."""
   c = _Reader(folder)
-  c.expect("model_type", ("t5", "mt5", "umt5")[:2])
-  gated = (c.raw.get("feed_forward_proj"), c.raw.get("dense_act_fn"))
-  if gated[0] != "gated-gelu":
-    raise types.UserError(
-      f"{c.path}: feed_forward_proj={gated[0]!r}, expected 'gated-gelu' (T5 v1.1)"
-    )
+  c.expect("model_type", ("t5", "mt5"))
+  kind = c.raw.get("feed_forward_proj")
+  if kind != "gated-gelu":
+    raise types.UserError(f"{c.path}: feed_forward_proj={kind!r}, expected 'gated-gelu' (T5 v1.1)")
   return byt5.ByT5Config(
     **{
       "width": c.number("d_model"),

@@ -16,6 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# As in seedream_jax/data/tokenizers.py; written again since this file is all that an export has.
 _CLOSERS = {'"': '"', "“": "”", "‘": "’", "「": "」", "『": "』"}
 
 

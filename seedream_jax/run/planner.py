@@ -2,8 +2,7 @@
 
 The run's own step is compiled ahead of time for the topology (libtpu does that on a machine without a TPU) and read:
 memory as XLA lays it out, collectives with the turns of their loops. FLOPs are counted on the jaxpr, recomputation and
-kernels' backward passes included. For GPUs, which cannot be compiled for without one, memory and collectives are
-estimated and the plan says so.
+kernels' backward passes included.
 """
 
 import dataclasses
@@ -33,14 +32,16 @@ _HEADROOM = 0.05  # of HBM, for fragmentation and what the runtime keeps
 
 @dataclasses.dataclass
 class Program:
-  """One compiled, or counted, program of a run.
+  """One program of a run, compiled; where it does not fit, its links and traffic are not known and NaN.
 
   Attributes:
-    name: step, llm, byt5, vae.
+    name: step, sampler, llm, byt5, vae.
     model_flops, executed_flops: of one call, over all chips; executed takes recomputation too.
     hbm: bytes a chip by category.
-    wire_bytes: a chip, by kind of collective, and all-together the seconds that they take one after the other.
-    compile_seconds: None where nothing was compiled.
+    collectives: {kind: how often, and the bytes that a chip sends}.
+    wire_seconds, read_seconds: what the links and the main memory need for it, one after the other.
+    compile_seconds: lowering included.
+    warnings: what the partitioner copies whole.
   """
 
   name: str
@@ -50,7 +51,7 @@ class Program:
   collectives: dict[str, dict[str, float]]
   wire_seconds: float
   read_seconds: float
-  compile_seconds: float | None
+  compile_seconds: float
   warnings: list[str]
 
 
@@ -60,8 +61,6 @@ def devices(topology: hardware.Topology) -> list[Any]:
   Raises:
     types.UserError: libtpu is not installed, or knows no such shape.
   """
-  if not topology.is_tpu:
-    raise ValueError(f"{topology.name}: nothing compiles for it without one")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   from jax.experimental import topologies
 
