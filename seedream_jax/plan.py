@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
   print(
     json.dumps(
       {
-        k: step[k]
+        k: step.get(k)
         for k in ("fits", "gib_per_chip", "executed_over_model", "mfu_overlapped", "mfu_in_turn")
       }
     )
@@ -90,7 +90,7 @@ def _plan(
   programs = [program]
   if _ENCODERS.value:
     programs += [planner.plan_part(part, layout, topology, stream, size) for part in layout.frozen]
-  rows = [describe(program, topology) for program in programs]
+  rows = [planner.describe(program, topology) for program in programs]
   return {
     "config": {"size": list(size), "batch": stream.batch_size, "steps": config.train.total_steps},
     "topology": {
@@ -102,45 +102,10 @@ def _plan(
     "remat": config.model.dit.get("remat", layout.stage.model.configs["dit"].remat),
     "parameters": planner.parameters(layout),
     "programs": rows,
-    "budget": _budget(rows[0], stream.batch_size, config.train.total_steps, topology.num_chips),
+    "budget": planner.budget(
+      rows[0], stream.batch_size, config.train.total_steps, topology.num_chips, _PRICE.value
+    ),
   }
-
-
-def describe(program: planner.Program, topology: hardware.Topology) -> dict[str, Any]:
-  """One program's numbers, all per call; `hbm` in bytes a chip."""
-  needed, there, good = planner.fits(program, topology)
-  if program.warnings:
-    raise types.UserError(
-      f"{program.name}: the partitioner copies whole arrays: {program.warnings[0]}"
-    )
-  return {
-    "name": program.name,
-    "fits": good,
-    "gib_per_chip": round(needed / _GIB, 3),
-    "gib_there": round(there / _GIB, 3),
-    "hbm": program.hbm,
-    "model_flops": program.model_flops,
-    "executed_flops": program.executed_flops,
-    "executed_over_model": round(program.executed_flops / program.model_flops, 4),
-    "collectives": program.collectives,
-    "compile_s": round(program.compile_seconds, 1),
-    # Not a number where the program does not fit: its links are not known then.
-    **{k: float(f"{v:.5g}") for k, v in planner.roofline(program, topology).items()},
-  }
-
-
-def _budget(row: dict[str, Any], batch: int, steps: int, chips: int) -> dict[str, float]:
-  """At the two ends: everything overlapped, and nothing."""
-  out: dict[str, float] = {}
-  for name in ("overlapped", "in_turn"):
-    seconds = row[f"step_s_{name}"]
-    hours = seconds * steps * chips / 3600
-    out |= {
-      f"images_per_day_{name}": round(batch * 86_400 / seconds),
-      f"chip_hours_{name}": round(hours, 1),
-      f"cost_{name}": round(hours * _PRICE.value, 2),
-    }
-  return out
 
 
 def _search(
@@ -153,7 +118,7 @@ def _search(
       with config.unlocked():
         config.sharding.mesh, config.model.dit.remat = mesh, remat
       try:
-        row = describe(planner.plan_step(config, topology, size, chips)[1], topology)
+        row = planner.describe(planner.plan_step(config, topology, size, chips)[1], topology)
       except types.UserError as e:
         found.append({"mesh": mesh, "remat": remat, "error": str(e)})
         continue
@@ -165,7 +130,7 @@ def _search(
         "mfu_overlapped",
         "mfu_in_turn",
       )
-      found.append({"mesh": mesh, "remat": remat, **{k: row[k] for k in keys}})
+      found.append({"mesh": mesh, "remat": remat, **{k: row[k] for k in keys if k in row}})
       print(json.dumps(found[-1]), flush=True)
   return sorted(found, key=lambda r: (not r.get("fits"), r.get("step_s_in_turn", math.inf)))
 
@@ -182,11 +147,12 @@ def _print(plan: dict[str, Any]) -> None:
   for row in plan["programs"]:
     _print_program(row)
   b, low, high = plan["budget"], "overlapped", "in_turn"
-  print(
-    f"\n{plan['config']['steps']:,} calls: {b[f'images_per_day_{high}']:,} to {b[f'images_per_day_{low}']:,} images a "
-    f"day, {b[f'chip_hours_{low}']:,} to {b[f'chip_hours_{high}']:,} chip-hours, "
-    f"cost {b[f'cost_{low}']:,} to {b[f'cost_{high}']:,}"
-  )
+  if b:
+    print(
+      f"\n{plan['config']['steps']:,} calls: {b[f'images_per_day_{high}']:,} to {b[f'images_per_day_{low}']:,} "
+      f"images a day, {b[f'chip_hours_{low}']:,} to {b[f'chip_hours_{high}']:,} chip-hours, "
+      f"cost {b[f'cost_{low}']:,} to {b[f'cost_{high}']:,}"
+    )
   if "search" in plan:
     print("\nrecommended: " + json.dumps(plan["search"][0]))
 
@@ -202,6 +168,8 @@ def _print_program(row: dict[str, Any]) -> None:
   print(f"  FLOPs: model {row['model_flops']:.4g}, executed {ratio}")
   for kind, c in row["collectives"].items():
     print(f"  {kind:28s} {c['wire_bytes'] / _GIB:8.3f} GiB a chip sends, in {c['count']} calls")
+  if "links_s" not in row:
+    return
   print(
     f"  roofs: compute {row['compute_s']:.4g} s, HBM {row['hbm_s']:.4g} s, links {row['links_s']:.4g} s"
   )

@@ -27,6 +27,7 @@ from seedream_jax.run import open as open_lib
 _INVOLUNTARY = re.compile(rb"Involuntary full rematerialization[^\n]*")
 _OUT_OF_MEMORY = re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_GIB = 1 << 30
 _HEADROOM = 0.05  # of HBM, for fragmentation and what the runtime keeps
 
 
@@ -268,8 +269,9 @@ def roofline(program: Program, topology: hardware.Topology) -> dict[str, float]:
   """Seconds of one call by roof, and the MFU that they allow with and without overlap of communication."""
   peak = topology.chip.flops * topology.num_chips
   compute = program.executed_flops / peak
-  busy = max(compute, program.read_seconds)
-  overlapped, in_turn = max(busy, program.wire_seconds), busy + program.wire_seconds
+  busy = float(np.maximum(compute, program.read_seconds))  # unlike max, it hands NaN on
+  overlapped = float(np.maximum(busy, program.wire_seconds))
+  in_turn = busy + program.wire_seconds
   return {
     "compute_s": compute,
     "hbm_s": program.read_seconds,
@@ -285,6 +287,48 @@ def fits(program: Program, topology: hardware.Topology) -> tuple[int, int, bool]
   """(bytes needed, bytes there, whether it fits with headroom), of one chip."""
   needed, there = sum(program.hbm.values()), topology.chip.hbm_bytes
   return needed, there, needed <= there * (1 - _HEADROOM)
+
+
+def describe(program: Program, topology: hardware.Topology) -> dict[str, Any]:
+  """One program's numbers, all per call; `hbm` in bytes a chip."""
+  needed, there, good = fits(program, topology)
+  if program.warnings:
+    raise types.UserError(
+      f"{program.name}: the partitioner copies whole arrays: {program.warnings[0]}"
+    )
+  roofs = roofline(program, topology)
+  return {
+    "name": program.name,
+    "fits": good,
+    "gib_per_chip": round(needed / _GIB, 3),
+    "gib_there": round(there / _GIB, 3),
+    "hbm": program.hbm,
+    "model_flops": program.model_flops,
+    "executed_flops": program.executed_flops,
+    "executed_over_model": round(program.executed_flops / program.model_flops, 4),
+    "collectives": program.collectives,
+    "compile_s": round(program.compile_seconds, 1),
+    # Absent (JSON has no NaN) where the program does not fit: its links are not known then.
+    **{k: float(f"{v:.5g}") for k, v in roofs.items() if math.isfinite(v)},
+  }
+
+
+def budget(
+  row: Mapping[str, Any], batch: int, steps: int, chips: int, price: float
+) -> dict[str, float]:
+  """At the two ends, everything overlapped and nothing; empty for what does not fit."""
+  out: dict[str, float] = {}
+  for name in ("overlapped", "in_turn"):
+    if f"step_s_{name}" not in row:
+      continue
+    seconds = row[f"step_s_{name}"]
+    hours = seconds * steps * chips / 3600
+    out |= {
+      f"images_per_day_{name}": round(batch * 86_400 / seconds),
+      f"chip_hours_{name}": round(hours, 1),
+      f"cost_{name}": round(hours * price, 2),
+    }
+  return out
 
 
 def meshes(topology: hardware.Topology, batch_size: int) -> Iterator[dict[str, int]]:

@@ -48,6 +48,14 @@ class PlannerTest(parameterized.TestCase):
     self.assertAlmostEqual(slow["step_s_overlapped"], 100.0)
     self.assertAlmostEqual(slow["mfu_overlapped"], 3e15 / peak / 100)
 
+  def test_what_does_not_fit_is_still_told(self):
+    row = planner.describe(
+      program(wire_seconds=math.nan, read_seconds=math.nan), hardware.parse("v5e:2x2")
+    )
+    self.assertNotIn("mfu_in_turn", row)
+    self.assertEqual(planner.budget(row, 8, 100, 4, 1.0), {})
+    self.assertNotIn("NaN", json.dumps(row))
+
   def test_fits_with_headroom(self):
     topology = hardware.parse("v5e:2x2")
     self.assertTrue(planner.fits(program(), topology)[2])
