@@ -6,8 +6,10 @@
 renders every suite's scenes, judges them, and writes seedream_jax/eval/worlds/NAME.json: the
 world's subjects and colours, the ceiling of every metric by suite, and the fonts it all depends on.
 A suite's own prompts carry no aesthetics; "world" is `num` free draws of the whole grammar,
-aesthetics included. With --classifier it measures classifier B instead, and writes its ceilings and
-what its FD-judge needs (20,000 renders of other held-out scenes) beside its weights.
+aesthetics included. The aesthetics judge asks what no prompt says: its ceiling is how often it sees
+the labels of the suite's scenes, each label drawn for half of them. With --classifier it measures
+classifier B instead, and writes its ceilings and what its FD-judge needs (20,000 renders of other
+held-out scenes) beside its weights.
 """
 
 import itertools
@@ -25,7 +27,7 @@ from data_pipelines.posters import fonts as fonts_lib
 from data_pipelines.posters import prompts, render, worlds
 from data_pipelines.posters import scene as scene_lib
 from seedream_jax import types
-from seedream_jax.eval import frechet, suites
+from seedream_jax.eval import aesthetics, frechet, suites
 from seedream_jax.eval import judges as judges_lib
 from seedream_jax.run import cli
 from seedream_jax.run import judge as judge_lib
@@ -44,11 +46,14 @@ def measure(name: str, fonts: fonts_lib.FontSet, num: int) -> dict[str, Any]:
   judges = judges_lib.Judges(world.subjects, world.colors, sizes=sizes)
   renderer = render.shared(fonts)
   ceilings = _of_suites(world, fonts, judges)
+  for suite in ceilings:
+    asked = _one_a_scene(world, suite, fonts)
+    ceilings[suite] |= _of_aesthetics([p["scene"] for p in asked], renderer)
   size = tuple(int(v) for v in world.sizes[0].split("x"))
   dice = (scene_lib.Dice(prompts.SEED, "ceilings", name, i) for i in range(num))
   scenes = [scene_lib.sample(d, world, size) for d in dice]
   asked = [{"id": f"{i}-zh", "lang": "zh", "scene": s} for i, s in enumerate(scenes)]
-  ceilings["world"] = _rounded(scenes, asked, renderer, judges)
+  ceilings["world"] = _rounded(scenes, asked, renderer, judges) | _of_aesthetics(scenes, renderer)
   return {
     "world": name,
     "subjects": list(world.subjects),
@@ -97,6 +102,25 @@ def _of_suites(
   return ceilings
 
 
+def _of_aesthetics(
+  scenes: Sequence[scene_lib.Scene], renderer: render.Renderer
+) -> dict[str, dict[str, float]]:
+  """{metric: how often the aesthetics judge sees what is there}."""
+  right: dict[str, list[float]] = {}
+  for i, scene in enumerate(scenes):
+    dice = scene_lib.Dice(prompts.SEED, "aesthetics", i)
+    axes = {axis: int(dice.chance(0.5)) for axis in worlds.AXES}
+    image, _ = renderer.render({**scene, "aesthetics": axes})
+    found = aesthetics.outcomes(image, scene)
+    for metric in found:
+      if axis := metric.partition("/")[2]:
+        right.setdefault(metric, []).append(found[metric][0] == axes[axis])
+    right.setdefault("aes", []).extend(
+      found[f"aes/{axis}"][0] == axes[axis] for axis in aesthetics.SUMMED if f"aes/{axis}" in found
+    )
+  return {m: {"value": round(float(np.mean(v)), 4), "n": len(v)} for m, v in right.items()}
+
+
 def _one_a_scene(world: worlds.World, suite: str, fonts: fonts_lib.FontSet) -> list[prompts.Prompt]:
   """The suite's Chinese prompts: every scene once, for what it shows has no language."""
   return [p for p in prompts.make(world, suite, fonts) if p["lang"] == "zh"]
@@ -135,6 +159,7 @@ def _rounded(
     metric: {"value": round(x["value"], 4), "n": x["n"]}
     for metric, x in got.items()
     if metric.startswith(("R_", "availability")) or not metric.endswith("/zh")
+    if not metric.startswith("aes")
   }
 
 

@@ -44,18 +44,19 @@ PROMPTS = (
 )
 
 
+def parse(arg, **more):
+  """The experiment's options, with those that one built on this experiment adds."""
+  defaults = dict(weights="weights/nano", content="image", text="ids", rope="area", steps=0)
+  return common.parse_arg(arg, presets=tuple(PRESETS), **defaults, **more)
+
+
 def get_config(arg=None):
-  arg = common.parse_arg(
-    arg,
-    presets=tuple(PRESETS),
-    data="out/posters",
-    weights="weights/nano",
-    init="none",
-    content="image",
-    text="ids",
-    rope="area",
-    steps=0,
-  )
+  arg = parse(arg, data="out/posters", init="none")
+  return make(arg, arg.data)
+
+
+def make(arg, data):
+  """The config of parsed options; `data` is the folder that both streams read."""
   preset, nano = PRESETS[arg.preset], arg.preset == "nano"
   config = common.base()
   config.stage = dict(
@@ -83,8 +84,8 @@ def get_config(arg=None):
   )
   config.data.tokenizer = f"{arg.weights}/tokenizer.model"
   config.data.streams = dict(
-    train=dict(sources=((f"{arg.data}:train", 1.0),), seed=0, **stream),
-    val=dict(sources=((f"{arg.data}:val", 1.0),), seed=0, **stream),
+    train=dict(sources=((f"{data}:train", 1.0),), seed=0, **stream),
+    val=dict(sources=((f"{data}:val", 1.0),), seed=0, **stream),
   )
 
   config.optim.lr = preset["lr"]

@@ -20,6 +20,7 @@ from seedream_jax import types
 from seedream_jax.eval import report
 from seedream_jax.flow import solvers
 from seedream_jax.run import cli, pipeline
+from seedream_jax.stages import denoise
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Training workdir or weights folder.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
@@ -31,6 +32,15 @@ _GUIDANCE = flags.DEFINE_float(
   "guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0
 )
 _SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
+_AESTHETICS = flags.DEFINE_float(
+  "aesthetics",
+  1.0,
+  "Strength of the aesthetic labels, all positive (VMix); 0 = off.",
+  lower_bound=0.0,
+)
+_NEGATIVE = flags.DEFINE_enum(
+  "negative", "empty", denoise.NEGATIVES, "What guidance leads away from."
+)
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Of the starting noise.", lower_bound=0, upper_bound=2**31 - 1
 )
@@ -71,7 +81,9 @@ def main(argv: Sequence[str]) -> int:
   del argv
   cli.prepare_jax()
   size, prompts = cli.parse_size(_SIZE.value), read_prompts(_PROMPT.value, _PROMPTS.value)
-  options = pipeline.Options(_STEPS.value, _GUIDANCE.value, _SOLVER.value)
+  options = pipeline.Options(
+    _STEPS.value, _GUIDANCE.value, _SOLVER.value, _AESTHETICS.value, _NEGATIVE.value
+  )
   cli.check_out("--out", _OUT.value, folder=not _OUT.value.endswith(".png"))
   if _LATENTS_OUT.value:
     cli.check_out("--latents-out", _LATENTS_OUT.value)

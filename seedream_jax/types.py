@@ -40,6 +40,9 @@ class Cond:
     vec_BE: pooled LLM feature.
     channels_BHWC: optional channel map concatenated to the noisy latent (the refiner's low-res image).
     guidance_B: optional guidance scale for a guidance-distilled model.
+    tags_BA: optional int32 aesthetic labels of a DiT that has them: 1 positive, 0 negative, -1 unknown.
+    tag_strength_B: VMix's lambda, 1 where None; 0 takes the labels' effect away.
+    origin_B: optional int32 of a DiT that has the condition: 0 a real picture, 1 one that a model drew, -1 unknown.
   """
 
   txt_BTE: jax.Array
@@ -47,6 +50,9 @@ class Cond:
   vec_BE: jax.Array
   channels_BHWC: jax.Array | None = None
   guidance_B: jax.Array | None = None
+  tags_BA: jax.Array | None = None
+  tag_strength_B: jax.Array | None = None
+  origin_B: jax.Array | None = None
 
 
 class Loss(NamedTuple):
@@ -114,8 +120,8 @@ class Stage(Protocol):
   def parts(self) -> dict[str, Part]:
     """Every tree, trained (named as its player) or frozen."""
 
-  def init(self, rng: jax.Array) -> dict[str, Params]:
-    """{player: params}, from scratch."""
+  def init(self, rng: jax.Array, frozen: dict[str, Params]) -> dict[str, Params]:
+    """{player: params}, from scratch or from what a frozen part holds."""
 
   def loss(
     self,

@@ -39,6 +39,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "another seed renders other records of t
 _WORKERS = flags.DEFINE_integer("workers", 2, "processes; the bytes do not depend on it")
 _FONTS = flags.DEFINE_string("fonts", "", f"folder of fonts; default: fontconfig, {fonts.PACKAGES}")
 _AXIS_RATE = flags.DEFINE_float("axis_rate", None, "share of positives on each aesthetic axis")
+_SAY_AXES = flags.DEFINE_bool(
+  "say_axes", False, "captions name the positive aesthetic axes; prompts, all four"
+)
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "records per shard")
 _SHEET = flags.DEFINE_string("sheet", "", "contact sheet (PNG) of the first records; alone or too")
 _PROMPTS = flags.DEFINE_list("prompts", [], f"write suites instead: {', '.join(prompts.SUITES)}")
@@ -87,7 +90,9 @@ def make_source(world: worlds.World) -> builder.Source:
   rate = _AXIS_RATE.value
   if rate is not None and not 0 <= rate <= 1:
     raise types.UserError(f"--axis_rate: {rate}; expected 0 to 1")
-  posters = poster.Posters(world.name, _SPLIT.value, sizes, _SEED.value, found, rate)
+  posters = poster.Posters(
+    world.name, _SPLIT.value, sizes, _SEED.value, found, rate, _SAY_AXES.value
+  )
   if _DAMAGE.value is None:
     return posters
   if not 0 <= _DAMAGE.value <= 1:
@@ -112,6 +117,7 @@ def main(argv: list[str]) -> None:
     sizes = parse_sizes(_SIZE.value or [world.sizes[0]])
     if len(sizes) > 1:
       raise types.UserError(f"--size: {','.join(_SIZE.value)}; expected one for a prompt set")
+    world = world.tilted(say_axes=_SAY_AXES.value)
     for suite in _PROMPTS.value:
       print(f"wrote {prompts.write(world, suite, _OUT.value, fonts.find(_FONTS.value), sizes[0])}")
     return

@@ -2,9 +2,11 @@
 
 Rendered strings always stand in quotes, and nothing else does. Short captions leave place, size and
 colour unsaid, so what they ask for has many answers; every other caption that mentions text names
-its place; `full` names everything. Aesthetic labels are never read here: they are VMix's to carry.
+its place; `full` names everything. Aesthetic labels are VMix's to carry: no caption says them, but in a world
+that says its axes, for comparison.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.posters import palette, subjects, worlds
@@ -91,6 +93,26 @@ _EN_MOOD = {
 }
 
 
+_ZH_AXES = {
+  "color": "色彩鲜明",
+  "lighting": "光线柔和",
+  "texture": "纸纹质感",
+  "composition": "构图考究",
+}
+_EN_AXES = {
+  "color": "vibrant color",
+  "lighting": "soft lighting",
+  "texture": "paper texture",
+  "composition": "fine composition",
+}
+
+
+def axis_words(axes: Mapping[str, int], lang: str) -> str:
+  """What follows a caption to name its positive axes; "" where there is none."""
+  table, comma = (_ZH_AXES, "，") if lang == "zh" else (_EN_AXES, ", ")
+  return "".join(comma + table[axis] for axis, positive in axes.items() if positive)
+
+
 def all_of(scene: scene_lib.Scene, dice: scene_lib.Dice, world: worlds.World) -> list[Caption]:
   """The captions a record carries, one per language and kind that fits the scene."""
   faces = len(world.faces) > 1
@@ -107,7 +129,8 @@ def all_of(scene: scene_lib.Scene, dice: scene_lib.Dice, world: worlds.World) ->
     for lang in ("zh", "en"):
       out.append(
         {
-          "text": make(scene, kind, lang, dice, faces),
+          "text": make(scene, kind, lang, dice, faces)
+          + (axis_words(scene["aesthetics"], lang) if world.say_axes else ""),
           "lang": lang,
           "kind": kind,
           "weight": _WEIGHTS[kind],

@@ -27,6 +27,7 @@ class Posters:
     seed: another seed gives other records of the same split.
     fonts: resolved font files.
     axis_rate: share of records where each aesthetic axis is positive; None takes the world's.
+    say_axes: whether captions name the positive axes.
   """
 
   world: str
@@ -35,6 +36,7 @@ class Posters:
   seed: int
   fonts: fonts_lib.FontSet
   axis_rate: float | None = None
+  say_axes: bool = False
 
   dataset = "posters"
   description = "Posters: emoji and real typefaces on coloured grounds, captioned in zh and en."
@@ -47,6 +49,7 @@ class Posters:
       "sizes": [f"{h}x{w}" for h, w in self.sizes],
       "seed": self.seed,
       "axis_rate": self.axis_rate,
+      "say_axes": self.say_axes,
       "grammar": scene_lib.GRAMMAR,
       "provenance": self.fonts.provenance(),
     }
@@ -58,7 +61,8 @@ class Posters:
   def open_world(self) -> worlds.World:
     """The world with this source's rates."""
     world = worlds.make_world(self.world)
-    return world if self.axis_rate is None else world.tilted(axis_rate=self.axis_rate)
+    rate = world.axis_rate if self.axis_rate is None else self.axis_rate
+    return world.tilted(axis_rate=rate, say_axes=self.say_axes)
 
   def draw(self, index: int) -> tuple[np.ndarray, scene_lib.Scene, list[captions.Caption]]:
     """(image_HWC, scene, captions) of record `index`."""

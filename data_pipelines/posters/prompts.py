@@ -25,6 +25,7 @@ SEED = 2502  # fixed before any training; never changes
 
 SUITES = ("bench", "heldout", "hard", "val", "text", "preference", "refl")
 SCENES = 240  # per suite; each is prompted in Chinese and in English
+_ALL_AXES = dict.fromkeys(worlds.AXES, 1)
 
 
 def _plain(scene: scene_lib.Scene) -> bool:
@@ -144,7 +145,8 @@ def make(
       out.append(
         {
           "id": f"{world.name}-{suite}-{i:04d}-{lang}",
-          "prompt": captions.full(scene, lang, len(world.faces) > 1),
+          "prompt": captions.full(scene, lang, len(world.faces) > 1)
+          + (captions.axis_words(_ALL_AXES, lang) if world.say_axes else ""),
           "lang": lang,
           "category": category,
           "scene": scene,

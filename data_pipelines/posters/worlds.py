@@ -12,7 +12,12 @@ from data_pipelines.posters import palette, subjects, words
 from seedream_jax import types
 
 STYLES = ("paper_cut", "ink_wash", "neon", "pixel", "sketch")
-AXES = ("color", "lighting", "texture", "composition")  # VMix; never said in a caption
+AXES = (
+  "color",
+  "lighting",
+  "texture",
+  "composition",
+)  # VMix; said in a caption only where a world says so
 
 FACES = ("sans_bold", "sans", "serif", "kai", "kai_bold")
 RESERVED_FACES = ("serif_bold", "kai_light")  # never rendered in a text-to-image split
@@ -47,6 +52,7 @@ class World:
   counterfactual_rate: float = 0.1  # of scenes with several subjects
   style_rate: float = 0.15
   axis_rate: float = 0.25  # each aesthetic axis, independently; CT uses 0.75
+  say_axes: bool = False  # captions name the positive axes: what VMix's labels are compared with
   gradient_rate: float = 0.0
   pattern_rate: float = 0.0
 

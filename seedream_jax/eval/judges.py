@@ -1,4 +1,4 @@
-"""What an image shows against what its prompt asked: text, subjects, count, places, sizes, colours.
+"""What an image shows against what its prompt asked: text, subjects, count, places, sizes, colours; and its aesthetics.
 
 Judges are never a reward and never a rater: no stage imports this file. Text metrics follow
 Seedream 2.0 (arXiv 2503.07703), Sec. 5: R_a = 1 - N_e/N (never clipped: insertions count), R_h =
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seedream_jax.eval import matched, ocr, pixels, templates
+from seedream_jax.eval import aesthetics, matched, ocr, pixels, templates
 
 COUNT_LEAST = 0.65  # matched-filter score from which a subject counts as drawn
 FOUND_LEAST = 0.5  # score from which a match may be one of the subjects wanted
@@ -90,6 +90,7 @@ class Judges:
     for image, prompt, reading in zip(images, prompts, readings):
       scene = prompt["scene"]
       outcomes = dict(self._pictured(image, scene, prompt["lang"]))
+      outcomes |= aesthetics.outcomes(image, scene)
       if reading is not None:
         outcomes |= text_outcomes(
           ocr.fold(scene["text"]["content"]), reading, scene["text"]["lang"]

@@ -1,6 +1,7 @@
 """What conditions the DiT: one class each, and the splice of the two text encoders.
 
-Dims: B batch, L LLM tokens, G glyph bytes, T = L + G spliced text, E encoder width, D model width.
+Dims: B batch, L LLM tokens, G glyph bytes, T = L + G spliced text, E encoder width, D model width, A aesthetic labels,
+2 = (negative, positive).
 Every condition but time ends in a zero-initialised layer: adding one to a trained model changes
 nothing until it is trained. A condition is fn(t_B, cond, size_B2) -> vec_BD, and their sum feeds
 adaLN (which ones: # ours; undisclosed, after SD3, FLUX and Seedream 3.0's size embedding).
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seedream_jax import types
+from seedream_jax.models import layers
 
+_MIX = nnx.initializers.lecun_normal(in_axis=1, out_axis=0)
 FREQUENCIES = 256  # channels of a sinusoidal embedding, as in DiT and FLUX
 
 
@@ -91,7 +94,31 @@ class Guidance(nnx.Module):
     return self.mlp(sinusoid(1000.0 * cond.guidance_B.astype(jnp.float32)))
 
 
-CONDITIONS = {"time": Time, "size": Size, "pooled": Pooled, "guidance": Guidance}
+class Origin(nnx.Module):
+  """Whether the picture is real or drawn by a model: what SFT's negative samples are labelled with (Sec. 4.2).
+
+  How the label enters is # ours; undisclosed.
+  """
+
+  def __init__(self, width: int, text_dim: int, *, rngs: nnx.Rngs):
+    del text_dim, rngs
+    self.table = nnx.Param(jnp.zeros((2, width), jnp.float32))
+
+  def __call__(self, t_B: jax.Array, cond: types.Cond, size_B2: jax.Array) -> jax.Array:
+    """[B, D] float32; zero where unknown."""
+    del t_B, size_B2
+    if cond.origin_B is None:
+      raise ValueError("this DiT is conditioned on the origin: Cond.origin_B must be set")
+    return jax.nn.one_hot(cond.origin_B, 2) @ self.table[...]
+
+
+CONDITIONS = {
+  "time": Time,
+  "size": Size,
+  "pooled": Pooled,
+  "guidance": Guidance,
+  "origin": Origin,
+}
 
 
 class Conditions(nnx.Module):
@@ -135,3 +162,35 @@ class TextSplice(nnx.Module):
       mask_BT=jnp.concatenate([mask_BL, mask_BG], axis=1),
       vec_BE=total_BE / jnp.maximum(jnp.sum(seen_BL1, axis=1), 1.0),
     )
+
+
+class VMix(nnx.Module):
+  """Aesthetic labels as one more value of every text token (VMix, arXiv:2412.20800, Sec. 3).
+
+  Each label's negative or positive embedding is picked; a linear map over the token axis spreads the A of them over the
+  text tokens, as many as there are keys; LayerNorm; a zero-initialised linear map. Blocks project what comes out
+  and let the image read it through the attention it already pays to the text.
+
+  `labels` is not trained: it holds a text encoder's features of the label words, written once (stages/denoise.py).
+  The last G rows of the map are the bytes' slots, as in the DiT's table of positions.
+  """
+
+  def __init__(
+    self, num_labels: int, glyph_len: int, rows: int, text_dim: int, width: int, *, rngs: nnx.Rngs
+  ):
+    self.glyph_len = glyph_len
+    self.labels = nnx.Param(jnp.zeros((num_labels, 2, text_dim), jnp.float32))
+    self.mix = nnx.Param(_MIX(rngs.params(), (rows, num_labels), jnp.float32))
+    self.proj = nnx.Linear(text_dim, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+  def __call__(self, tags_BA: jax.Array, strength_B: jax.Array | None, num_text: int) -> jax.Array:
+    """[B, T, D] float32, zero for an example of which no label is known."""
+    labels_A2E, picked_BA2 = self.labels[...], jax.nn.one_hot(tags_BA, 2)  # of -1: nothing
+    tokens_BAE = jnp.einsum("bas,ase->bae", picked_BA2, labels_A2E)
+    table_XA, num_llm = self.mix[...], num_text - self.glyph_len
+    mix_TA = jnp.concatenate([table_XA[:num_llm], table_XA[len(table_XA) - self.glyph_len :]])
+    x_BTE = layers.layer_norm(jnp.einsum("ta,bae->bte", mix_TA, tokens_BAE))
+    scale_B = jnp.any(tags_BA >= 0, axis=1).astype(jnp.float32)
+    if strength_B is not None:
+      scale_B = scale_B * strength_B
+    return scale_B[:, None, None] * self.proj(x_BTE)

@@ -39,6 +39,7 @@ class DiTConfig:
     last_txt_after: whether the last block still updates the text, which nothing reads.
     conds: names of conditioning.CONDITIONS.
     cond_channels: channels of Cond.channels_BHWC, 0 = none.
+    labels: aesthetic labels of Cond.tags_BA (VMix), 0 = none.
     downsample: pixels per latent cell, for the default of `size_B2`.
     remat: a key of layers.REMAT_POLICIES.
     dtype: of matmuls and activations.
@@ -62,6 +63,7 @@ class DiTConfig:
   last_txt_after: bool = False
   conds: tuple[str, ...] = ("time", "size", "pooled")
   cond_channels: int = 0
+  labels: int = 0
   downsample: int = 8
   attention: str = "auto"
   remat: str = "none"
@@ -173,8 +175,10 @@ class Block(nnx.Module):
     reads_only = last and not cfg.last_txt_after
     self.txt = Stream(cfg, cfg.txt_mlp_ratio, reads_only=reads_only, rngs=rngs)
     self.img = Stream(cfg, cfg.mlp_ratio, rngs=rngs)
+    if cfg.labels:
+      self.vmix_v = _linear(cfg, cfg.width, cfg.width, rngs, use_bias=False)
 
-  def __call__(self, txt_BTD, img_BID, mods, mask_BS, cos, sin):
+  def __call__(self, txt_BTD, img_BID, mods, mask_BS, cos, sin, aes_BTD=None):
     """Both streams after the block, and what TAPS names."""
     mod_t, mod_i = self.txt.modulation(mods[0]), self.img.modulation(mods[1])
     q_t, k_t, v_t = self.txt.before(txt_BTD, mod_t)
@@ -185,9 +189,21 @@ class Block(nnx.Module):
     att_BLNK = attention.joint(q_BLNK, k_BSNK, v_BSNK, mask_BS, backend=self.attention)
     if q_t is not None:
       txt_BTD = self.txt.after(txt_BTD, att_BLNK[:, : txt_BTD.shape[1]], mod_t)
-    img_BID = self.img.after(img_BID, att_BLNK[:, -img_BID.shape[1] :], mod_i)
+    att_BINK = att_BLNK[:, -img_BID.shape[1] :]
+    if aes_BTD is not None:
+      att_BINK += self._aesthetics(q_i, k_BSNK, v_i.shape, mask_BS, aes_BTD)
+    img_BID = self.img.after(img_BID, att_BINK, mod_i)
     taps = {"txt": txt_BTD, "img": img_BID, "txt_k": k_t, "img_q": q_i, "img_k": k_i}
     return txt_BTD, img_BID, taps
+
+  def _aesthetics(self, q_BINK, k_BSNK, image_shape, mask_BS, aes_BTD):
+    """VMix's value mixing: the image's attention to the text, over values of the labels' own.
+
+    A call of its own: with zero values it adds exactly nothing, where mixing them in before would round anew.
+    """
+    v_BTNK = self.vmix_v(aes_BTD.astype(q_BINK.dtype)).reshape(*aes_BTD.shape[:2], *image_shape[2:])
+    v_BSNK = jnp.concatenate([v_BTNK, jnp.zeros(image_shape, v_BTNK.dtype)], axis=1)
+    return attention.joint(q_BINK, k_BSNK, v_BSNK, mask_BS, backend=self.attention)
 
 
 class DiT(nnx.Module):
@@ -215,6 +231,10 @@ class DiT(nnx.Module):
     if cfg.cond_channels:
       dim = cfg.patch**2 * cfg.cond_channels
       self.channels_in = _linear(cfg, dim, cfg.width, rngs, "added", use_bias=False)
+    if cfg.labels:
+      self.vmix = conditioning.VMix(
+        cfg.labels, cfg.glyph_len, rows, cfg.text_dim, cfg.width, rngs=rngs
+      )
 
   def __call__(
     self,
@@ -247,9 +267,10 @@ class DiT(nnx.Module):
     mask_BS = jnp.concatenate([cond.mask_BT, jnp.ones(img_BID.shape[:2], bool)], axis=1)
     cos, sin = self._rope(h // cfg.patch, w // cfg.patch)
     mods = self._mods(vec_BD)
+    aes_BTD = self._aesthetics(cond)
 
     def call(block, carry, _):
-      *carry, seen = block(*map(partition.by_batch, carry), mods, mask_BS, cos, sin)
+      *carry, seen = block(*map(partition.by_batch, carry), mods, mask_BS, cos, sin, aes_BTD)
       return tuple(carry), {name: seen[name] for name in taps}
 
     carry, seen = self.blocks((txt_BTD, img_BID), call)
@@ -272,6 +293,16 @@ class DiT(nnx.Module):
     if cfg.cond_channels:
       img_BID += self.channels_in(patch.patchify(cond.channels_BHWC.astype(dtype), cfg.patch))
     return txt_BTD, img_BID
+
+  def _aesthetics(self, cond: types.Cond) -> jax.Array | None:
+    if not self.cfg.labels or cond.tags_BA is None:
+      return None
+    if cond.tags_BA.shape[1] != self.cfg.labels:
+      raise ValueError(
+        f"tags_BA of shape {cond.tags_BA.shape}: the DiT has {self.cfg.labels} labels"
+      )
+    aes_BTD = self.vmix(cond.tags_BA, cond.tag_strength_B, cond.txt_BTE.shape[1])
+    return partition.by_batch(aes_BTD)
 
   def _mods(self, vec_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What the text and the image streams' Modulation takes."""

@@ -153,10 +153,6 @@ def lay_out(
     for p in stage.players
   }
   rules = config.sharding.rules
-  abstract = jax.eval_shape(
-    functools.partial(step_lib.init_state, stage, optimizers), jax.random.key(0)
-  )
-  shardings = _state_shardings(abstract, rules, device_mesh)
   frozen_shardings = {
     name: sharding.infer(part.abstract, rules, device_mesh)
     for name, part in parts.items()
@@ -166,6 +162,10 @@ def lay_out(
     name: sharding.abstract(_with_dtype(parts[name].abstract, config.train.frozen_dtype), found)
     for name, found in frozen_shardings.items()
   }
+  abstract = jax.eval_shape(
+    functools.partial(step_lib.init_state, stage, optimizers), jax.random.key(0), frozen
+  )
+  shardings = _state_shardings(abstract, rules, device_mesh)
   trainer = step_lib.Trainer(
     stage,
     optimizers,
@@ -213,7 +213,7 @@ def load_state(exp: Experiment) -> types.TrainState:
   init = jax.jit(
     functools.partial(step_lib.init_state, exp.stage, optimizers), out_shardings=shardings
   )
-  state = init(rng)
+  state = init(rng, exp.frozen)
   if exp.config.init.path:
     params = {p: init_from(tree, exp.config.init, p) for p, tree in state.params.items()}
     rebuild = jax.jit(functools.partial(step_lib.state_of, optimizers), out_shardings=shardings)

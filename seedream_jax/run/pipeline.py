@@ -25,6 +25,7 @@ from seedream_jax.run import open as open_lib
 
 PARTS = ("dit", "vae", "llm", "byt5")
 MAX_SIDE = 4096
+_STATIC = ("num_steps", "solver", "guidance", "aesthetics", "negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,15 @@ class Options:
   num_steps: int = 25
   guidance: float = 4.0
   solver: str = "euler"
+  aesthetics: float = 1.0
+  negative: str = "empty"
   batch_size: int = 32
 
   def __post_init__(self):
     """A comparison lets NaN through, and so do the flags' bounds."""
-    if not math.isfinite(self.guidance):
-      raise types.UserError(f"--guidance {self.guidance}: expected a finite number, e.g. 4")
+    for flag in ("guidance", "aesthetics"):
+      if not math.isfinite(getattr(self, flag)):
+        raise types.UserError(f"--{flag} {getattr(self, flag)}: expected a finite number, e.g. 1")
 
 
 class Pipeline:
@@ -61,7 +65,7 @@ class Pipeline:
     self.factor, self.channels = vae.factor, vae.latent_channels
     self.multiple = vae.factor * dit.patch
     predict = stage.predict_fns()
-    self._latents = jax.jit(predict["latents"], static_argnames=("num_steps", "solver", "guidance"))
+    self._latents = jax.jit(predict["latents"], static_argnames=_STATIC)
     self._decode = jax.jit(stage.model.decode)
 
   def noise(self, ids: Sequence[int], size: tuple[int, int], seed: int) -> np.ndarray:
@@ -129,10 +133,8 @@ class Pipeline:
 
   def _run(self, batch, options: Options) -> jax.Array:
     frozen = {k: v for k, v in self.params.items() if k != "dit"}
-    return self._latents(
-      {"dit": self.params["dit"]}, frozen, {"train": batch}, None,
-      num_steps=options.num_steps, solver=options.solver, guidance=options.guidance,
-    )  # fmt: skip
+    chosen = {name: getattr(options, name) for name in _STATIC}
+    return self._latents({"dit": self.params["dit"]}, frozen, {"train": batch}, None, **chosen)
 
 
 def open_pipeline(path: str, weights: str = "ema") -> Pipeline:

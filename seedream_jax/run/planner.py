@@ -109,6 +109,7 @@ def _stream(
     "byt5_ids_BG": ((b, stream.glyph_bytes), np.int32),
     "llm_features_BLE": ((b, length, width), np.float16),
     "llm_empty_BE": ((b, width), np.float16),
+    "label_BA": ((b, len(stream.get("labels", ()))), np.int32),
   }
   return {name: jax.ShapeDtypeStruct(*shapes[name]) for name in stream.features}
 

@@ -141,10 +141,13 @@ class Trainer:
 
 
 def init_state(
-  stage: types.Stage, optimizers: Mapping[str, optim.Optimizer], rng: jax.Array
+  stage: types.Stage,
+  optimizers: Mapping[str, optim.Optimizer],
+  rng: jax.Array,
+  frozen: dict[str, types.Params],
 ) -> types.TrainState:
   """The state at step 0, from scratch; call under jit with out_shardings so nothing is allocated twice."""
-  return state_of(optimizers, stage.init(rng))
+  return state_of(optimizers, stage.init(rng, frozen))
 
 
 def state_of(

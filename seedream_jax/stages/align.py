@@ -87,8 +87,9 @@ class _Align:
     """One part a player."""
     return self._parts
 
-  def init(self, rng: jax.Array) -> dict[str, types.Params]:
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
     """Every player from scratch."""
+    del frozen
     return {
       name: part.init(jax.random.fold_in(rng, i))
       for i, (name, part) in enumerate(self._parts.items())

@@ -75,8 +75,9 @@ class Autoencode:
     """Autoencoder, critic, and the frozen feature net if its loss has weight."""
     return self._parts
 
-  def init(self, rng: jax.Array) -> dict[str, types.Params]:
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
     """Both players from scratch."""
+    del frozen
     return {p: self._parts[p].init(jax.random.fold_in(rng, i)) for i, p in enumerate(self.players)}
 
   def loss(

@@ -56,8 +56,9 @@ class Classify:
     """The classifier."""
     return {"classifier": self._part}
 
-  def init(self, rng: jax.Array) -> dict[str, types.Params]:
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
     """The classifier from scratch."""
+    del frozen
     return {"classifier": self._part.init(rng)}
 
   def loss(

@@ -1,6 +1,6 @@
 """Rectified-flow training of the DiT: pretrain, CT, SFT and refiner are configs of this one stage.
 
-Dims: B batch, H W C latent, L LLM tokens, G glyph bytes.
+Dims: B batch, H W C latent, L LLM tokens, G glyph bytes, A aesthetic labels, E LLM width.
 Loss: E || v_theta(x_t, t, c) - (eps - x0) ||^2 with t from a shifted density (SD3, Sec. 3;
 Seedream 2.0 does not state its objective, 3.0 states this one). Noise, t and text drops follow the
 example's id: they are the same on any mesh and under any accumulation, and no example depends on
@@ -13,13 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.flow import path, solvers, timesteps
 from seedream_jax.models import text_to_image
 
 _FROZEN = ("vae", "llm", "byt5")
+NEGATIVES = ("empty", "generated", "empty_generated")  # what guidance may lead away from
 _VAL_KEY = 0  # validation noise is a function of the example's id alone
 
 
@@ -34,6 +37,9 @@ class DenoiseConfig:
       sqrt(h w) / base times that. 0 = one shift for all sizes.
     drop_both, drop_byt5, drop_llm: how often an example loses both texts, only the
       strings to be rendered, only the prompt.  # ours; undisclosed
+    labels: (positive words, negative words) of each aesthetic label of the DiT, in the order of the columns of
+      label_BA. VMix's negative words are rare tokens: they say that the label is absent, and nothing else.
+    drop_labels: how often an example's labels are hidden, so that strength 0 means something.  # ours; undisclosed
     weighting: of the loss over t; only "none": the density already weighs.
   """
 
@@ -45,9 +51,14 @@ class DenoiseConfig:
   drop_both: float = 0.10
   drop_byt5: float = 0.05
   drop_llm: float = 0.05
+  labels: tuple[tuple[str, str], ...] = ()
+  drop_labels: float = 0.0
   weighting: str = "none"
 
   def __post_init__(self):
+    object.__setattr__(self, "labels", tuple(map(tuple, self.labels)))  # JSON has lists
+    if self.drop_labels and not self.labels:
+      raise types.UserError(f"stage.drop_labels={self.drop_labels}: there are no stage.labels")
     if self.weighting != "none":
       raise types.UserError(f"stage.weighting={self.weighting!r}: expected none")
     if not 0 <= self.drop_both + self.drop_byt5 + self.drop_llm <= 1:
@@ -59,16 +70,19 @@ class Denoise:
 
   players = ("dit",)
 
-  def __init__(self, cfg: DenoiseConfig, model: text_to_image.TextToImage):
-    self.cfg, self.model = cfg, model
+  def __init__(self, cfg: DenoiseConfig, model: text_to_image.TextToImage, tokenizer: str = ""):
+    self.cfg, self.model, self._tokenizer = cfg, model, tokenizer
 
   def parts(self) -> dict[str, types.Part]:
     """The DiT and the three frozen parts."""
     return {name: self.model.parts[name] for name in (*self.players, *_FROZEN)}
 
-  def init(self, rng: jax.Array) -> dict[str, types.Params]:
-    """A DiT from scratch."""
-    return {"dit": self.model.parts["dit"].init(rng)}
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
+    """A DiT from scratch, with the LLM's features of its labels' words."""
+    dit = self.model.parts["dit"].init(rng)
+    if self.cfg.labels:
+      dit["vmix"]["labels"] = self._label_features(frozen["llm"])
+    return {"dit": dit}
 
   def loss(
     self,
@@ -89,7 +103,12 @@ class Denoise:
     t_B = jax.vmap(lambda key: self._sample_time(key, x0_BHWC))(keys_B3[:, 0])
     eps_BHWC = jax.vmap(lambda key: jax.random.normal(key, x0_BHWC.shape[1:]))(keys_B3[:, 1])
     drop_llm_B, drop_byt5_B = self._drops(jax.vmap(jax.random.uniform)(keys_B3[:, 2]))
-    error_B = self._error(params, frozen, data, x0_BHWC, eps_BHWC, t_B, drop_llm_B, drop_byt5_B)
+    labels = self._labels(data)
+    if labels and self.cfg.drop_labels:
+      labels |= self._hide_tags(labels["tags_BA"], keys_B3[:, 2])
+    error_B = self._error(
+      params, frozen, data, x0_BHWC, eps_BHWC, t_B, labels, drop_llm_B, drop_byt5_B
+    )
     quarter_B4 = jax.nn.one_hot(jnp.minimum(4 * t_B, 3).astype(jnp.int32), 4)
     sum_4, weight_4 = jnp.sum(error_B[:, None] * quarter_B4, axis=0), jnp.sum(quarter_B4, axis=0)
     total, weight = jnp.sum(error_B), jnp.float32(error_B.size)
@@ -132,9 +151,12 @@ class Denoise:
       cached=_cached(data),
     )
 
-  def _error(self, params, frozen, data, x0_BHWC, eps_BHWC, t_B, drop_llm_B=None, drop_byt5_B=None):
+  def _error(
+    self, params, frozen, data, x0_BHWC, eps_BHWC, t_B, labels, drop_llm_B=None, drop_byt5_B=None
+  ):
     """Mean squared velocity error of each example, float32."""
     cond = self._cond(params, frozen, data, drop_llm_B, drop_byt5_B)
+    cond = cond.replace(**labels)
     dit = self.model.parts["dit"].bind(params["dit"])
     xt_BHWC = path.interpolate(x0_BHWC, eps_BHWC, t_B)
     v_BHWC = dit(xt_BHWC, t_B, cond, size_B2=data.get("size_B2"))
@@ -150,7 +172,7 @@ class Denoise:
       jax.random.key(_VAL_KEY), data["id_B"], lambda key: jax.random.normal(key, x0_BHWC.shape[1:])
     )
     t_B = timesteps.eight_timesteps(data["id_B"])
-    error_B = self._error(params, frozen, data, x0_BHWC, eps_BHWC, t_B)
+    error_B = self._error(params, frozen, data, x0_BHWC, eps_BHWC, t_B, self._labels(data))
     slot_B8 = jax.nn.one_hot(data["id_B"] % 8, 8)
     return jnp.sum(error_B[:, None] * slot_B8, axis=0), jnp.sum(slot_B8, axis=0)
 
@@ -166,6 +188,8 @@ class Denoise:
     guidance: float = 4.0,
     interval: tuple[float, float] = (0.0, 1.0),
     shift: float | None = None,
+    aesthetics: float = 1.0,
+    negative: str = "empty",
   ) -> jax.Array:
     """Normalised latents from `noise_BHWC`.
 
@@ -179,6 +203,9 @@ class Denoise:
       guidance: scale; 1 runs no negative branch.
       interval: of t, where guidance acts.
       shift: of the time grid; the training shift of this latent's size by default.
+      aesthetics: strength of the DiT's aesthetic labels, all positive, in both branches of the guidance.
+      negative: what guidance leads away from: "empty" has no text; "generated" the same text drawn by a model;
+        "empty_generated" neither text nor reality. The last two need the DiT's condition `origin`.
     """
     del rng
     data = batch["train"]
@@ -193,15 +220,60 @@ class Denoise:
         size = jnp.tile(size, (x_BHWC.shape[0] // batch_size, 1))
       return dit(x_BHWC, t_B, cond, size_B2=size)
 
-    cond = self._cond(params, frozen, data)
+    cond = self._cond(params, frozen, data).replace(**self._asked(batch_size, aesthetics))
     if isinstance(guidance, (int, float)) and guidance == 1:
       bound = lambda x_BHWC, t_B: velocity(x_BHWC, t_B, cond)  # noqa: E731
     else:
-      drop_B = jnp.ones((batch_size,), bool)
+      drop_B = jnp.full((batch_size,), negative != "generated")
       uncond = self._cond(params, frozen, data, drop_B, drop_B)
+      uncond = uncond.replace(**self._asked(batch_size, aesthetics, negative))
       bound = solvers.guided(velocity, cond, uncond, guidance, interval)
     grid = timesteps.grid(num_steps, self.shift(h, w) if shift is None else shift)
     return solvers.sample(bound, noise_BHWC, grid, solver=solver)
+
+  def _label_features(self, llm_params: types.Params) -> jax.Array:
+    """[A, 2, E] float32: pooled features of each label's negative and positive words."""
+    tokenizer = tokenizers.LLMTokenizer(self._tokenizer)
+    ids = [tokenizer.encode(words) for pair in self.cfg.labels for words in reversed(pair)]
+    length = max(map(len, ids))
+    ids_XL = jnp.asarray(np.stack([tokenizer.pad(row, length) for row in ids]))
+    mask_XL = ids_XL != tokenizer.pad_id
+    features_XLE = self.model.parts["llm"].bind(llm_params)(ids_XL, mask_XL).astype(jnp.float32)
+    weight_XL1 = mask_XL[..., None] / jnp.sum(mask_XL, axis=1)[:, None, None]
+    return jnp.sum(features_XLE * weight_XL1, axis=1).reshape(len(self.cfg.labels), 2, -1)
+
+  def _labels(self, data) -> dict[str, jax.Array]:
+    """What label_BA says, as fields of Cond: a column an aesthetic label, then the origin."""
+    out, num = {}, len(self.cfg.labels)
+    if num:
+      out["tags_BA"] = data["label_BA"][:, :num]
+    if self._has_origin:
+      out["origin_B"] = data["label_BA"][:, num]
+    return out
+
+  def _hide_tags(self, tags_BA: jax.Array, keys_B: jax.Array) -> dict[str, jax.Array]:
+    u_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys_B)
+    return {"tags_BA": jnp.where((u_B < self.cfg.drop_labels)[:, None], -1, tags_BA)}
+
+  def _asked(self, batch_size: int, aesthetics: float, negative: str = "") -> dict[str, jax.Array]:
+    """Fields of Cond for sampling: every label positive; a real picture, or one to lead away from."""
+    out, generated = {}, negative.endswith("generated")
+    if self.cfg.labels:
+      out["tags_BA"] = jnp.ones((batch_size, len(self.cfg.labels)), jnp.int32)
+      out["tag_strength_B"] = jnp.full((batch_size,), aesthetics, jnp.float32)
+    elif aesthetics != 1:
+      raise types.UserError(f"aesthetics={aesthetics}: this DiT has no aesthetic labels")
+    if self._has_origin:
+      out["origin_B"] = jnp.full((batch_size,), int(generated), jnp.int32)
+    elif generated:
+      raise types.UserError(
+        f"negative={negative!r}: this DiT has no condition origin; expected 'empty'"
+      )
+    return out
+
+  @property
+  def _has_origin(self) -> bool:
+    return "origin" in self.model.configs["dit"].conds
 
   def _sample(self, params, frozen, batch, rng=None, **options: Any) -> jax.Array:
     """Images in [-1, 1]; options as in `latents`."""
@@ -226,5 +298,19 @@ def make(config: ConfigDict) -> Denoise:
   for name in stage:
     if name not in known:
       raise types.UserError(f"stage.{name}: denoise has no such field; it has {', '.join(known)}")
+  cfg = DenoiseConfig(**stage)
   model = text_to_image.TextToImage(config.model, trained=Denoise.players)
-  return Denoise(DenoiseConfig(**stage), model)
+  dit = model.configs["dit"]
+  if len(cfg.labels) != dit.labels:
+    raise types.UserError(f"stage.labels: {len(cfg.labels)} given, model.dit.labels = {dit.labels}")
+  if dit.labels or "origin" in dit.conds:
+    _check_labels(config)
+  return Denoise(cfg, model, config.get("data", {}).get("tokenizer", ""))
+
+
+def _check_labels(config: ConfigDict) -> None:
+  for name, stream in config.get("data", {}).get("streams", {}).items():
+    if "label_BA" not in stream.features:
+      raise types.UserError(
+        f"data.streams.{name}.features: lacks label_BA, which the DiT's labels need"
+      )

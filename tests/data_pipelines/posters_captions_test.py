@@ -159,6 +159,17 @@ class CaptionsTest(parameterized.TestCase):
     kind = subjects.lookup(emoji)
     self.assertEqual((kind.article, kind.plural), (article, plural))
 
+  def test_a_world_may_say_its_axes_for_comparison(self):
+    world, scenes = _scenes(30, axis_rate=0.5)
+    for scene in scenes:
+      dice = lambda: scene_lib.Dice("again", scene["seed"])  # noqa: B023, E731
+      silent = captions.all_of(scene, dice(), world)
+      said = captions.all_of(scene, dice(), world.tilted(say_axes=True))
+      for a, b in zip(silent, said):
+        words = b["text"].removeprefix(a["text"])
+        self.assertEqual(words, captions.axis_words(scene["aesthetics"], b["lang"]))
+        self.assertEqual(len(re.findall("，|, ", words)), sum(scene["aesthetics"].values()))
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -1,6 +1,7 @@
 """The DiT's properties: what it must not depend on, what is a no-op at init, how large it is."""
 
 import dataclasses
+import functools
 import re
 from unittest import mock
 
@@ -13,6 +14,7 @@ from flax import nnx
 from seedream_jax import types
 from seedream_jax.engine import flops, mesh, sharding
 from seedream_jax.models import dit, layers
+from seedream_jax.ops import attention
 
 B, H, W, C, L, G, E, EG = 2, 6, 10, 3, 7, 5, 13, 11  # EG: glyph width
 TINY = dict(
@@ -162,6 +164,61 @@ class DiTTest(parameterized.TestCase):
     np.testing.assert_array_equal(apply(params, *_inputs(), new), old)
     params["channels_in"] = _random(part)["channels_in"]
     self.assertGreater(float(jnp.abs(apply(params, *_inputs(), new) - old).max()), 0.01)
+
+  def test_labels_change_nothing_until_trained_bit_for_bit(self):
+    part = _part(labels=3)
+    fresh, drawn = part.init(jax.random.key(1)), _random(part)
+    blocks = {
+      "layers": {**self.params["blocks"]["layers"], "vmix_v": drawn["blocks"]["layers"]["vmix_v"]}
+    }
+    params = {
+      **self.params,
+      "blocks": blocks,
+      "last": {**self.params["last"], "vmix_v": drawn["last"]["vmix_v"]},
+      "vmix": {**drawn["vmix"], "proj": fresh["vmix"]["proj"]},
+    }
+    tags_BA = jnp.array([[1, 0, 1], [0, 1, -1]])
+
+    @functools.partial(jax.jit, static_argnames="taps")
+    def labelled(params, inputs, tags_BA, strength_B=None, taps=()):
+      model, (xt_BHWC, t_B, text) = part.bind(params), inputs
+      cond = model.splice(*text).replace(tags_BA=tags_BA, tag_strength_B=strength_B)
+      return model(xt_BHWC, t_B, cond, taps=taps)
+
+    def apply(params, *cond, **kwargs):
+      return labelled(params, _inputs(), *cond, **kwargs)
+
+    old = self.apply(self.params, *_inputs())
+    np.testing.assert_array_equal(apply(params, tags_BA), old)
+    params["vmix"] = drawn["vmix"]
+    v = apply(params, tags_BA)
+    for other in (old, apply(params, 1 - tags_BA)):
+      self.assertGreater(float(jnp.abs(v - other).max()), 1e-2)
+    part_off = apply(params, tags_BA, jnp.array([0.0, 1.0]))
+    unknown = apply(params, tags_BA.at[0].set(-1))
+    for other in (part_off, unknown):
+      np.testing.assert_allclose(other[0], old[0], atol=1e-4)
+      np.testing.assert_allclose(other[1], v[1], atol=1e-4)
+    seen = [apply(params, tags, taps=("txt", "img"))[1] for tags in (tags_BA, 1 - tags_BA)]
+    first = [{name: x[0] for name, x in taps.items()} for taps in seen]
+    np.testing.assert_array_equal(
+      first[0]["txt"], first[1]["txt"]
+    )  # the text's queries are its own
+    self.assertGreater(float(jnp.abs(first[0]["img"] - first[1]["img"]).max()), 1e-2)
+
+  def test_value_mixing_is_one_more_value_on_the_same_attention(self):
+    """VMix eq.: softmax(q k) V + lambda softmax(q k) V_a = softmax(q k) (V + lambda [V_a; 0])."""
+    cfg = dit.make_config("nano", **TINY, labels=2)
+    block = dit.Block(cfg, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    q, k, v = draw(B, 15, 2, 12), draw(B, L + 15, 2, 12), draw(B, L + 15, 2, 12)
+    mask_BS = jnp.asarray(np.arange(L + 15)[None] != np.array([[2], [5]]))
+    aes_BTD = 1.7 * draw(B, L, 24)
+    added = block._aesthetics(q, k, (B, 15, 2, 12), mask_BS, aes_BTD)
+    v_a = jnp.pad(block.vmix_v(aes_BTD).reshape(B, L, 2, 12), ((0, 0), (0, 15), (0, 0), (0, 0)))
+    want = attention.joint(q, k, v + v_a, mask_BS) - attention.joint(q, k, v, mask_BS)
+    np.testing.assert_allclose(added, want, atol=1e-5)
 
   def test_scanned_blocks_equal_a_loop(self):
     xt_BHWC, t_B, text = _inputs()

@@ -1,6 +1,7 @@
 """The denoise stage: one golden step, and what its numbers must not depend on."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.flow import timesteps
 from seedream_jax.models import text_to_image
 from seedream_jax.stages import denoise
@@ -35,6 +37,7 @@ MODEL = dict(
   ),
   vae=dict(variant="nano", widths=(4, 6), norm_groups=2, latent_channels=C),
 )
+TOKENIZER = str(pathlib.Path(__file__).resolve().parents[2] / "weights/nano/tokenizer.model")
 GOLDEN_MESSAGE = (
   "Loss or gradient of one step changed. If the change was meant to alter numerics, update GOLDEN "
   "and say why in the commit; if not, it is a bug."
@@ -245,7 +248,8 @@ class DenoiseTest(parameterized.TestCase):
   def test_parts_and_players(self):
     self.assertEqual(self.stage.players, ("dit",))
     self.assertEqual(set(self.stage.parts()), {"dit", "vae", "llm", "byt5"})
-    self.assertEqual(set(jax.eval_shape(self.stage.init, jax.random.key(0))), {"dit"})
+    made = jax.eval_shape(self.stage.init, jax.random.key(0), self.frozen)
+    self.assertEqual(set(made), {"dit"})
 
   def test_bad_config_is_named(self):
     with self.assertRaisesRegex(types.UserError, "stage.shfit"):
@@ -254,6 +258,90 @@ class DenoiseTest(parameterized.TestCase):
       _stage(drop_both=0.9, drop_llm=0.2)
     with self.assertRaisesRegex(types.UserError, "min_snr"):
       _stage(weighting="min_snr")
+
+
+class LabelsTest(absltest.TestCase):
+  """Aesthetic labels and the origin: columns of label_BA, conditions of the DiT."""
+
+  LABELS = (("bright", "[V]"), ("soft light", "[S]"))
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.stage = cls.make(drop_labels=0.0)
+    trees = {name: _draw(part.abstract) for name, part in cls.stage.parts().items()}
+    trees["vae"]["stats"] = {"mean": jnp.full((C,), 0.2), "std": jnp.full((C,), 0.7)}
+    cls.params, cls.frozen = {"dit": trees.pop("dit")}, trees
+    cls.loss = staticmethod(jax.jit(functools.partial(_loss, cls.stage)))
+
+  @classmethod
+  def make(cls, features=("label_BA",), **stage):
+    dit = {**MODEL["dit"], "labels": 2, "conds": ("time", "size", "pooled", "origin")}
+    config = ConfigDict(
+      dict(
+        stage=dict(name="denoise", labels=cls.LABELS, **stage),
+        model={**MODEL, "dit": dit, "llm": {**tiny.LLM, "vocab_size": 2048}},
+        data=dict(tokenizer=TOKENIZER, streams=dict(train=dict(features=features))),
+      )
+    )
+    return denoise.make(config)
+
+  def data(self, labels):
+    return _batch() | {"label_BA": np.tile(np.array(labels, np.int32), (B, 1))}
+
+  def total(self, labels, loss=None):
+    loss = loss or self.loss
+    return float(loss(self.params, self.frozen, self.data(labels), jax.random.key(7)).total)
+
+  def test_each_column_is_heard(self):
+    base = self.total([1, 0, 0])
+    for other in ([0, 0, 0], [1, 1, 0], [1, 0, 1], [-1, -1, 0]):
+      self.assertGreater(abs(self.total(other) - base), 1e-4, other)
+
+  def test_hidden_labels_are_unknown_ones_and_leave_the_origin(self):
+    always = jax.jit(functools.partial(_loss, self.make(drop_labels=1.0)))
+    self.assertAlmostEqual(self.total([1, 0, 1], always), self.total([-1, -1, 1]), places=4)
+    self.assertGreater(abs(self.total([1, 0, 0], always) - self.total([-1, -1, 1])), 1e-4)
+
+  def test_label_embeddings_are_the_llms_and_are_not_of_the_padding(self):
+    made = self.stage.init(jax.random.key(0), self.frozen)["dit"]["vmix"]["labels"]
+    self.assertEqual(made.shape, (2, 2, 12))
+    tokenizer = tokenizers.LLMTokenizer(TOKENIZER)
+    llm = self.stage.model.parts["llm"].bind(self.frozen["llm"])
+    for i, pair in enumerate(self.LABELS):
+      for row, words in zip(made[i], reversed(pair)):  # row 0 is the negative one
+        alone = llm(jnp.asarray([tokenizer.encode(words)]))[0]
+        np.testing.assert_allclose(row, np.mean(alone, axis=0), atol=1e-5)
+
+  def test_sampling_asks_for_all_labels_and_reality(self):
+    fn = self.stage.predict_fns()["latents"]
+    draw = lambda **k: jax.jit(functools.partial(fn, num_steps=2, **k))(  # noqa: E731
+      self.params, self.frozen, {"train": _batch()}
+    )
+    plain = draw()
+    self.assertGreater(float(jnp.abs(draw(aesthetics=0.0) - plain).max()), 1e-4)
+    for negative in ("generated", "empty_generated"):
+      self.assertGreater(float(jnp.abs(draw(negative=negative) - plain).max()), 1e-4)
+    same = draw(negative="generated", guidance=1.0)  # without guidance there is no negative branch
+    np.testing.assert_array_equal(same, draw(guidance=1.0))
+
+  def test_what_does_not_fit_is_refused(self):
+    with self.assertRaisesRegex(types.UserError, "lacks label_BA"):
+      self.make(features=("id_B",))
+    with self.assertRaisesRegex(types.UserError, "stage.labels: 2 given, model.dit.labels = 0"):
+      _stage(labels=self.LABELS)
+    with self.assertRaisesRegex(types.UserError, "drop_labels"):
+      _stage(drop_labels=0.1)
+    stage = _stage()
+    fn, params = stage.predict_fns()["latents"], {"dit": stage.parts()["dit"].abstract}
+    for option, message in (
+      (dict(aesthetics=0.5), "no aesthetic labels"),
+      (dict(negative="generated"), "no condition origin"),
+    ):
+      with self.assertRaisesRegex(types.UserError, message):
+        jax.eval_shape(
+          functools.partial(fn, num_steps=2, **option), params, self.frozen, {"train": _batch()}
+        )
 
 
 def _loss(stage, params, frozen, data, rng):
