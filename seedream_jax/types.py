@@ -94,6 +94,25 @@ class Part:
     return nnx.merge(self.graphdef, params)
 
 
+def joint(parts: Mapping[str, Part]) -> Part:
+  """The part of a player named "a+b": the trees of several parts, trained by one gradient; it binds none of them."""
+
+  def init(rng: jax.Array) -> Params:
+    return {
+      name: part.init(jax.random.fold_in(rng, i)) for i, (name, part) in enumerate(parts.items())
+    }
+
+  return Part(None, {name: part.abstract for name, part in parts.items()}, init)
+
+
+def by_part(params: Mapping[str, Params]) -> dict[str, Params]:
+  """{player: tree} as {part: tree}."""
+  out = {}
+  for player, tree in params.items():
+    out |= {name: tree[name] for name in player.split("+")} if "+" in player else {player: tree}
+  return out
+
+
 @struct.dataclass
 class TrainState:
   """Everything a checkpoint holds; the data order is a function of `step` alone."""
@@ -115,7 +134,8 @@ class Stage(Protocol):
   A stage module is `seedream_jax/stages/NAME.py` with `make(config) -> Stage`, found by module path.
   """
 
-  players: tuple[str, ...]  # update order; a player sees those already updated in this step
+  # Update order; a player sees those already updated in this step. "a+b" trains the parts a and b by one gradient.
+  players: tuple[str, ...]
 
   def parts(self) -> dict[str, Part]:
     """Every tree, trained (named as its player) or frozen."""

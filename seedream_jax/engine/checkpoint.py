@@ -127,6 +127,16 @@ class Checkpointer:
     with open(os.path.join(folder, _META), encoding="utf-8") as f:
       return state, step, json.load(f)
 
+  def drop_after(self, step: int) -> None:
+    """Removes every later step, finished or not: a run goes back to `step`, or to the last whole one before it."""
+    self.wait()
+    if jax.process_index() == 0:
+      for later in self._all_steps():
+        if later > step:
+          _remove(self._folder(later))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("drop_after")
+
   def wait(self) -> None:
     """Blocks until the save in flight is committed; raises what went wrong with it."""
     if self._thread is not None:

@@ -10,6 +10,8 @@ Dimension key: B batch, H W height, width (pixel or latent), C channels, L LLM t
 import difflib
 import functools
 import inspect
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +42,7 @@ class Run(Protocol):
 
   stage: types.Stage
   frozen: Mapping[str, types.Params]
+  workdir: str
   mesh: jax.sharding.Mesh
 
 
@@ -60,7 +63,8 @@ class Evaluator(Protocol):
 class ValLoss:
   """The mean of a (sum, weight) predict function over the first batches of a stream.
 
-  Sums may be vectors: each slot is reported too, as the eight timesteps of a denoiser's loss are.
+  Sums may be vectors: each slot is reported too, as the eight timesteps of a denoiser's loss are. A predict function
+  may also return several such pairs by name, as the rewards of samples.
   """
 
   def __init__(
@@ -70,22 +74,102 @@ class ValLoss:
     self._fn = jax.jit(predict_fn)
 
   def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
-    """NAME/loss, and NAME/loss_K for each slot K that saw examples."""
+    """NAME/loss, or NAME/KEY of each pair; and NAME/loss_K for each slot K that saw examples."""
     del step, writer
     params, sums = eval_params(state), []
     for i in range(self._batches):
       batch = _place(self._stream.batch(i), run.mesh)
       rng = jax.random.fold_in(jax.random.key(self._seed), i)
       sums.append(self._fn(params, run.frozen, {TRAIN: batch}, rng))
-    total, weight = (np.sum(x, axis=0, dtype=np.float64) for x in zip(*jax.device_get(sums)))
-    out = {f"{self._name}/loss": float(total.sum() / max(weight.sum(), 1e-8))}
-    if np.ndim(total):
-      out |= {
-        f"{self._name}/loss_{k}": float(t / w)
-        for k, (t, w) in enumerate(zip(total, weight))
-        if w > 0
-      }
+    sums, out = jax.device_get(sums), {}
+    for key in sums[0] if isinstance(sums[0], dict) else ("loss",):
+      pairs = [s[key] for s in sums] if isinstance(sums[0], dict) else sums
+      total, weight = (np.sum(x, axis=0, dtype=np.float64) for x in zip(*pairs))
+      out[f"{self._name}/{key}"] = float(total.sum() / max(weight.sum(), 1e-8))
+      if np.ndim(total):
+        slots = enumerate(zip(total, weight))
+        out |= {f"{self._name}/{key}_{k}": float(t / w) for k, (t, w) in slots if w > 0}
     return out
+
+
+class Guard(ValLoss):
+  """Ends a run whose rewards rise while a score that nobody optimises falls, and goes back to where that was best.
+
+  ReFL raises its rewards for ever; past a point it exploits them. The predict function returns the held-out score and
+  the rewards by name, as for ValLoss. What was seen stands in WORKDIR/NAME.json, so that a run that is cut and started
+  again decides as if it had not been.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    predict_fn: PredictFn,
+    stream: Stream,
+    *,
+    score: str,
+    rewards: Sequence[str],
+    margin: float = 0.0,
+    patience: int = 2,
+    batches: int = 8,
+    seed: int = 0,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      name: of the file and of the scalars.
+      predict_fn: {score or reward: (sum, weight)} of a batch.
+      stream: what it reads.
+      score: the held-out one: neither a reward nor a judge.
+      rewards: names whose mean has to rise for a fall of the score to be exploitation.
+      margin: how far below its best the score may lie.
+      patience: looks in a row that end the run.
+      batches: read at each look.
+      seed: of the noise.
+    """
+    super().__init__(name, predict_fn, stream, batches=batches, seed=seed)
+    self._score, self._rewards = score, tuple(rewards)
+    self._margin, self._patience = margin, patience
+
+  def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
+    """NAME/KEY of the score and of each reward, and NAME/best, the step where the score was highest."""
+    out = super().run(run, state, step, writer)
+    reward = float(np.mean([out[f"{self._name}/{name}"] for name in self._rewards]))
+    rows = [row for row in self._rows(run.workdir) if row["step"] < step]
+    rows.append({"step": step, "score": out[f"{self._name}/{self._score}"], "reward": reward})
+    if jax.process_index() == 0:
+      path = self._path(run.workdir)
+      with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(rows, f, indent=1)
+      os.replace(path + ".tmp", path)
+    self._seen = rows
+    return out | {f"{self._name}/best": float(_best(rows)["step"])}
+
+  def back_to(self, workdir: str) -> int | None:
+    """The best step, once the run is to end; else None."""
+    rows = self._seen if self._seen is not None else self._rows(workdir)
+    if len(rows) <= self._patience:
+      return None
+    best = _best(rows)
+    for row in rows[-self._patience :]:
+      fell = row["score"] < best["score"] - self._margin
+      if not (fell and row["reward"] > best["reward"]):
+        return None
+    return best["step"]
+
+  _seen: list[dict[str, float]] | None = None
+
+  def _path(self, workdir: str) -> str:
+    return os.path.join(workdir, f"{self._name}.json")
+
+  def _rows(self, workdir: str) -> list[dict[str, float]]:
+    if not os.path.exists(self._path(workdir)):
+      return []
+    with open(self._path(workdir), encoding="utf-8") as f:
+      return json.load(f)
+
+
+def _best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+  return max(rows, key=lambda row: row["score"])  # the first of equals
 
 
 class SampleGrid:
@@ -231,4 +315,8 @@ def _known(where: str, name: Any, valid: Mapping[str, Any]) -> Any:
   raise types.UserError(f"{where}: unknown {name!r}; {hint}")
 
 
-KINDS: dict[str, Callable[..., Evaluator]] = {"ValLoss": ValLoss, "SampleGrid": SampleGrid}
+KINDS: dict[str, Callable[..., Evaluator]] = {
+  "ValLoss": ValLoss,
+  "SampleGrid": SampleGrid,
+  "Guard": Guard,
+}

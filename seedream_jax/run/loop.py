@@ -50,6 +50,8 @@ def _run(
   config = exp.config
   total, fused = config.train.total_steps, config.train.steps_per_call
   step = int(state.step)
+  if (best := _back_to(plugins, exp.workdir)) is not None:  # this run has ended
+    return 0, _go_back(exp, best)
   writer = metrics.Writer(exp.workdir, start_step=step)
   progress = metrics.Progress(total, step, _batch_size(loaders), desc=config.stage.name)
   stop_asked = _stop_asked()
@@ -78,6 +80,7 @@ def _run(
       with progress.pause():
         for plugin in plugins:
           writer.scalars(step, plugin.run(exp, state, step, writer))
+      best = _back_to(plugins, exp.workdir)
     if _due(config.ckpt.every_steps, first, step, total) or stop:
       bad = _log(writer, progress, config, rows, *pending)
       pending = None
@@ -89,6 +92,9 @@ def _run(
         last_saved = step
       elif bad >= config.train.max_bad_steps:
         return _give_up(exp, bad, step), state
+    if best is not None:
+      progress.close()
+      return 0, _go_back(exp, best)
     if stop and step < total:
       logging.info("SIGTERM: saved step %d, leaving", last_saved)
       progress.close()
@@ -144,10 +150,10 @@ def _batches(
 
 
 def export_weights(exp: open_lib.Experiment, state: types.TrainState, folder: str) -> None:
-  """Writes each player's final parameters (its `eval` EMA over them, where kept) as a weights folder."""
+  """Writes each trained part's final parameters (its `eval` EMA over them, where kept) as a weights folder."""
   metadata = {"step": str(int(state.step)), "stage": exp.config.stage.name}
-  for player, params in evaluators.eval_params(state).items():
-    path = os.path.join(folder, f"{player}.safetensors")
+  for name, params in types.by_part(evaluators.eval_params(state)).items():
+    path = os.path.join(folder, f"{name}.safetensors")
     checkpoint.save_weights(path, params, dtype=exp.config.train.export_dtype, metadata=metadata)
   if jax.process_index() == 0:
     _write_config(folder, exp.config)
@@ -179,6 +185,25 @@ def _give_up(exp, bad: int, step: int) -> int:
   raise types.UserError(
     f"{bad} steps in a row had a non-finite loss or gradient (at step {step}); last good checkpoint: {where}"
   )
+
+
+def _back_to(plugins, workdir: str) -> int | None:
+  """The step that a guard wants the run to end with, if one does."""
+  wanted = [p.back_to(workdir) for p in plugins if isinstance(p, evaluators.Guard)]
+  return min((step for step in wanted if step is not None), default=None)
+
+
+def _go_back(exp: open_lib.Experiment, step: int) -> types.TrainState:
+  """The state of `step`, or of the last checkpoint before it; later ones are dropped, so all verbs see this one."""
+  exp.checkpointer.drop_after(step)
+  restored = exp.checkpointer.restore(exp.abstract_state)
+  if restored is None:
+    raise types.UserError(
+      f"{exp.workdir}: the guard goes back to step {step}, of which no checkpoint was kept; "
+      "expected ckpt.every_steps to divide eval.every_steps, and ckpt.keep_every to keep them"
+    )
+  logging.warning("the guard ended the run: back to step %d", restored[1])
+  return restored[0]
 
 
 def _due(every: int, first: int, step: int, total: int) -> bool:

@@ -223,17 +223,21 @@ def load_state(exp: Experiment) -> types.TrainState:
 
 
 def init_from(params: types.Params, config: ml_collections.ConfigDict, player: str) -> types.Params:
-  """`params` overlaid with `init.path/PLAYER.safetensors`; leaves it lacks must match `init.allow_missing`."""
-  path = os.path.join(config.path, f"{player}.safetensors")
-  if not os.path.exists(path) and re.fullmatch(config.allow_missing_players, player):
-    return params
-  try:
-    loaded = checkpoint.load_weights(
-      path, params, allow_missing=config.allow_missing, allow_extra=config.allow_extra
-    )
-  except types.UserError as e:
-    raise types.UserError(f"init.path: {e}") from e
-  return trees.unflatten({**trees.flatten(params), **trees.flatten(loaded)})
+  """`params` overlaid with `init.path/PART.safetensors`; leaves it lacks must match `init.allow_missing`."""
+  found = {}
+  for name, tree in types.by_part({player: params}).items():
+    path = os.path.join(config.path, f"{name}.safetensors")
+    if not os.path.exists(path) and re.fullmatch(config.allow_missing_players, name):
+      found[name] = tree
+      continue
+    try:
+      loaded = checkpoint.load_weights(
+        path, tree, allow_missing=config.allow_missing, allow_extra=config.allow_extra
+      )
+    except types.UserError as e:
+      raise types.UserError(f"init.path: {e}") from e
+    found[name] = trees.unflatten({**trees.flatten(tree), **trees.flatten(loaded)})
+  return found if "+" in player else found[player]
 
 
 def open_tokenizer(config: ml_collections.ConfigDict) -> tokenizers.LLMTokenizer | None:
@@ -316,7 +320,7 @@ def _load_frozen(config: ml_collections.ConfigDict, layout: Layout):
       )
       frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
     else:
-      file = os.path.join(path, f"{name}.safetensors")
+      file = path if path.endswith(".safetensors") else os.path.join(path, f"{name}.safetensors")
       try:
         frozen[name], digest = checkpoint.load_weights(file, abstract), checkpoint.sha256(file)
       except types.UserError as e:

@@ -22,6 +22,7 @@ from seedream_jax.data import tokenizers, transforms
 from seedream_jax.engine import checkpoint
 from seedream_jax.eval import evaluators
 from seedream_jax.run import open as open_lib
+from seedream_jax.stages import refl
 
 PARTS = ("dit", "vae", "llm", "byt5")
 MAX_SIDE = 4096
@@ -140,15 +141,16 @@ class Pipeline:
 def open_pipeline(path: str, weights: str = "ema") -> Pipeline:
   """Opens a weights folder or a training workdir (its EMA, or "raw" parameters); UserError says what is missing."""
   config = open_lib.read_config(path)
-  if "stage" not in config or config.stage.get("name") != "denoise":
+  name = config.get("stage", {}).get("name")
+  if name not in ("denoise", "refl"):
     raise types.UserError(
-      f"--workdir {path}: its config is not of a denoise stage, so it draws no pictures"
+      f"--workdir {path}: its config is not of a stage that draws pictures, denoise or refl"
     )
   if os.path.isdir(os.path.join(path, "checkpoints")):
     return _from_workdir(config, path, weights)
   if weights != "ema":
     raise types.UserError(f"--weights {weights}: {path} is a weights folder, which holds one set")
-  stage = open_lib.make_stage(config)
+  stage = _drawing_stage(config)
   params = {
     name: checkpoint.load_weights(
       os.path.join(path, f"{name}.safetensors"), _float32(stage.parts()[name].abstract)
@@ -165,8 +167,16 @@ def _from_workdir(config: ml_collections.ConfigDict, workdir: str, weights: str)
     raise types.UserError(f"--workdir {workdir}: no whole checkpoint there yet")
   state = restored[0]
   trained = evaluators.eval_params(state) if weights == "ema" else state.params
-  params = {"dit": trained["dit"], **exp.frozen}
-  return Pipeline(config, exp.stage, params, config.data.tokenizer)
+  params = {**exp.frozen, **types.by_part(trained)}
+  params = {name: params[name] for name in PARTS}
+  return Pipeline(config, _drawing_stage(config), params, config.data.tokenizer)
+
+
+def _drawing_stage(config: ml_collections.ConfigDict) -> types.Stage:
+  """Stage denoise of the config; that of a stage built on it sits inside."""
+  if config.stage.name == "refl":
+    config = refl.denoise_config(config)
+  return open_lib.make_stage(config)
 
 
 def _float32(abstract: types.Params) -> types.Params:

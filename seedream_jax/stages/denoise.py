@@ -8,6 +8,7 @@ its neighbours.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -210,26 +211,37 @@ class Denoise:
     del rng
     data = batch["train"]
     noise_BHWC = data["noise_BHWC"]
-    batch_size, h, w, _ = noise_BHWC.shape
-    dit = self.model.parts["dit"].bind(params["dit"])
-    size_B2 = data.get("size_B2")
+    cond, uncond = self.conditions(params, frozen, data, aesthetics, negative)
+    if isinstance(guidance, (int, float)) and guidance == 1:
+      bound = functools.partial(self.velocity(params, data), cond=cond)
+    else:
+      bound = solvers.guided(self.velocity(params, data), cond, uncond, guidance, interval)
+    grid = timesteps.grid(num_steps, self.shift(*noise_BHWC.shape[1:3]) if shift is None else shift)
+    return solvers.sample(bound, noise_BHWC, grid, solver=solver)
 
-    def velocity(x_BHWC, t_B, cond):
+  def conditions(
+    self, params, frozen, data, aesthetics: float = 1.0, negative: str = "empty"
+  ) -> tuple[types.Cond, types.Cond]:
+    """What sampling is conditioned on, and what guidance leads away from; see `_latents`."""
+    if negative not in NEGATIVES:
+      raise types.UserError(f"negative={negative!r}: expected one of {', '.join(NEGATIVES)}")
+    batch_size = len(data["llm_ids_BL"])
+    cond = self._cond(params, frozen, data).replace(**self._asked(batch_size, aesthetics))
+    drop_B = jnp.full((batch_size,), negative != "generated")
+    uncond = self._cond(params, frozen, data, drop_B, drop_B)
+    return cond, uncond.replace(**self._asked(batch_size, aesthetics, negative))
+
+  def velocity(self, params, data) -> Callable[..., jax.Array]:
+    """fn(x_BHWC, t_B, cond) -> v_BHWC; guidance may stack several branches on the batch."""
+    dit, size_B2 = self.model.parts["dit"].bind(params["dit"]), data.get("size_B2")
+
+    def fn(x_BHWC, t_B, cond):
       size = size_B2
-      if size is not None:  # the guided call stacks both branches on the batch
-        size = jnp.tile(size, (x_BHWC.shape[0] // batch_size, 1))
+      if size is not None:
+        size = jnp.tile(size, (len(x_BHWC) // len(size), 1))
       return dit(x_BHWC, t_B, cond, size_B2=size)
 
-    cond = self._cond(params, frozen, data).replace(**self._asked(batch_size, aesthetics))
-    if isinstance(guidance, (int, float)) and guidance == 1:
-      bound = lambda x_BHWC, t_B: velocity(x_BHWC, t_B, cond)  # noqa: E731
-    else:
-      drop_B = jnp.full((batch_size,), negative != "generated")
-      uncond = self._cond(params, frozen, data, drop_B, drop_B)
-      uncond = uncond.replace(**self._asked(batch_size, aesthetics, negative))
-      bound = solvers.guided(velocity, cond, uncond, guidance, interval)
-    grid = timesteps.grid(num_steps, self.shift(h, w) if shift is None else shift)
-    return solvers.sample(bound, noise_BHWC, grid, solver=solver)
+    return fn
 
   def _label_features(self, llm_params: types.Params) -> jax.Array:
     """[A, 2, E] float32: pooled features of each label's negative and positive words."""
@@ -291,15 +303,15 @@ def _cached(data) -> tuple[jax.Array, jax.Array] | None:
   return data["llm_features_BLE"], data["llm_empty_BE"]
 
 
-def make(config: ConfigDict) -> Denoise:
-  """The stage of an experiment config."""
+def make(config: ConfigDict, trained: tuple[str, ...] = Denoise.players) -> Denoise:
+  """The stage of an experiment config; `trained` parts are float32 masters."""
   stage = {name: value for name, value in config.stage.items() if name != "name"}
   known = [field.name for field in dataclasses.fields(DenoiseConfig)]
   for name in stage:
     if name not in known:
       raise types.UserError(f"stage.{name}: denoise has no such field; it has {', '.join(known)}")
   cfg = DenoiseConfig(**stage)
-  model = text_to_image.TextToImage(config.model, trained=Denoise.players)
+  model = text_to_image.TextToImage(config.model, trained=trained)
   dit = model.configs["dit"]
   if len(cfg.labels) != dit.labels:
     raise types.UserError(f"stage.labels: {len(cfg.labels)} given, model.dit.labels = {dit.labels}")

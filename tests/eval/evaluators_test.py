@@ -1,6 +1,7 @@
 """Evaluators with fake predict functions: what they see, and what they report."""
 
 import itertools
+import tempfile
 import types as python_types
 from unittest import mock
 
@@ -54,10 +55,10 @@ class _Stage:
     return image_BHWC[:, ::2, ::2, :2]
 
 
-def _run(**shape):
+def _run(workdir="", **shape):
   devices = mesh.make(shape or {"data": 8}, jax.devices()[: shape.get("data", 8)])
   return python_types.SimpleNamespace(
-    stage=_Stage(), frozen={"bias": jnp.float32(0.5)}, mesh=devices
+    stage=_Stage(), frozen={"bias": jnp.float32(0.5)}, workdir=workdir, mesh=devices
   )
 
 
@@ -117,6 +118,47 @@ class EvaluatorsTest(parameterized.TestCase):
 
     got = evaluators.ValLoss("val", fn, _Stream(), batches=2).run(_run(), _state(), 0, _Writer())
     self.assertEqual(got, {"val/loss": 7.5})
+
+  def test_pairs_by_name(self):
+    def fn(params, frozen, batch, rng):
+      one, two = jnp.float32(1), jnp.float32(2)
+      return {"a": (3 * one, two), "b": (one, 2 * two)}
+
+    got = evaluators.ValLoss("val", fn, _Stream(), batches=2).run(_run(), _state(), 0, _Writer())
+    self.assertEqual(got, {"val/a": 1.5, "val/b": 0.25})
+
+  @parameterized.parameters(
+    # (held-out score, reward) at steps 10, 20, ...: where to go back to, if anywhere
+    ([(1, 0), (2, 1), (3, 2), (4, 3)], None),  # both rise
+    ([(1, 0), (3, 1), (2, 2)], None),  # one fall is no trend
+    ([(1, 0), (3, 1), (2, 2), (2, 3)], 20),
+    ([(1, 0), (3, 1), (2.9, 2), (2.8, 3)], None),  # within the margin
+    ([(1, 0), (3, 3), (2, 2), (1, 1)], None),  # the rewards fall too: no exploitation
+    ([(1, 0), (3, 1), (2, 2), (4, 3), (2, 4)], None),  # it recovered
+  )
+  def test_guard_goes_back_when_the_score_falls_and_rewards_rise(self, seen, want):
+    rows = iter(seen)
+
+    def fn(params, frozen, batch, rng):
+      return {
+        "held": (params["dit"]["held"], jnp.float32(1)),
+        "mine": (params["dit"]["mine"], jnp.float32(1)),
+      }
+
+    workdir = tempfile.mkdtemp()
+
+    def make():
+      return evaluators.Guard(
+        "guard", fn, _Stream(), score="held", rewards=("mine",), margin=0.5, batches=1
+      )
+
+    guard = make()
+    for i, (score, reward) in enumerate(rows):
+      params = {"dit": {"held": jnp.float32(score), "mine": jnp.float32(reward)}}
+      state = types.TrainState(jnp.int32(0), params, {}, {"dit": {}}, jnp.int32(0))
+      guard.run(_run(workdir=workdir), state, 10 * (i + 1), _Writer())
+    self.assertEqual(guard.back_to(workdir), want)
+    self.assertEqual(make().back_to(workdir), want)  # as a run started again sees it
 
   def test_empty_slots_are_left_out(self):
     fn = lambda p, f, b, r: (jnp.array([3.0, 0.0]), jnp.array([2.0, 0.0]))  # noqa: E731

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from seedream_jax.engine import checkpoint, metrics, trees
 from seedream_jax.eval import evaluators
 from seedream_jax.run import loop, step
 from seedream_jax.run import open as open_lib
+from seedream_jax.stages import align as stages_align
 from tests.data import datasets
 from tests.models import tiny
 
@@ -106,6 +108,46 @@ class LoopTest(parameterized.TestCase):
     config = tiny_config()
     config.train.accum_steps = 4
     np.testing.assert_allclose(losses(run(config)), losses(run(tiny_config())), rtol=2e-6)
+
+  def test_a_guard_ends_the_run_with_its_best_step_and_it_stays_ended(self):
+    """A held-out score that falls from step 4 on, while the reward rises."""
+    config, workdir = tiny_config(10), _fresh()
+    config.ckpt.every_steps = config.eval.every_steps = config.ckpt.keep_every = 2
+    config.eval.evaluators = dict(
+      guard=dict(
+        kind="Guard", predict="scores", stream="val", score="held", rewards=("mine",), batches=1
+      )
+    )
+    seen = iter([(1.0, 1.0), (3.0, 2.0), (2.0, 3.0), (1.0, 4.0)])
+
+    def run_(self, run, state, step, writer):
+      held, mine = next(seen)
+      with mock.patch.object(
+        evaluators.ValLoss, "run", lambda *_: {"guard/held": held, "guard/mine": mine}
+      ):
+        return guard_run(self, run, state, step, writer)
+
+    guard_run = evaluators.Guard.run
+    with (
+      mock.patch.object(stages_align.LanguageModel, "predict_fns", lambda self: {"scores": len}),
+      mock.patch.object(evaluators.Guard, "run", run_),
+    ):
+      self.assertEqual(loop.train(config, workdir), 0)
+      first = final(workdir)
+      self.assertEqual(len(losses(workdir)), 8)  # it looked at 2, 4, 6 and 8
+      self.assertEqual(loop.train(config, workdir), 0)  # and takes no step more
+      self.assertEqual(len(losses(workdir)), 8)
+    short = tiny_config(10)
+    short.ckpt.every_steps, short.eval.every_steps, short.train.total_steps = 2, 0, 10
+    cut = _fresh()
+    with mock.patch.object(loop, "_stop_asked", lambda: lambda call: call == 3):
+      self.assertEqual(loop.train(short, cut), loop.TERMINATED)
+    exp = open_lib.open_config(short, cut)
+    want = trees.flatten(
+      evaluators.eval_params(exp.checkpointer.restore(exp.abstract_state)[0])["llm"]
+    )
+    for name, x in first.items():
+      np.testing.assert_array_equal(x, want[name], err_msg=name)
 
   def test_fused_steps_change_nothing(self):
     config = tiny_config()

@@ -1,0 +1,243 @@
+"""Reward feedback learning: the sampler's own pictures are pushed up the reward models (Seedream 2.0, Sec. 4.3).
+
+ReFL (arXiv 2304.05977, Alg. 1): denoise without gradient to a random one of the last steps, take one step with
+gradient straight to x0' = x_t - t v, decode, score. The loss of a reward r is a hinge, as UniFL's (arXiv 2404.05595)
+max(0, alpha - r), and pre-training's own loss is kept beside it:
+
+  L = lambda sum_r w_r 1[r asked for] max(0, alpha_r - r(c, x0')) + L_pre
+
+The DiT and the LLM that reads the prompts are tuned together, by one gradient; the rewards keep an LLM of their own.
+Ranges, margins and weights are not disclosed. # ours
+
+Dims: B batch, H W C latent, M solver steps, E pooled text features.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.flow import path, solvers, timesteps
+from seedream_jax.models import byt5, text_to_image
+from seedream_jax.stages import denoise, reward
+
+POLICY = "dit+llm"
+_REWARD = "reward_{}"  # frozen part of a reward model
+_FIELDS = ("weight", "margin", "text_only")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReflConfig:
+  """The config's stage group, without its name and `denoise`.
+
+  Attributes:
+    rewards: {name: dict(weight, margin alpha, text_only)}; a reward with text_only counts where the prompt quotes text.
+    num_steps: M of the rollout, Euler.
+    first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last.
+    guidance: of the rollout and of the step with gradient, whose negative branch has none.
+    reward_weight: lambda.
+    pretrain_weight: of L_pre; 0 leaves it out.
+  """
+
+  rewards: dict[str, dict[str, Any]]
+  num_steps: int = 16
+  first_step: int = 10
+  last_step: int = 15
+  guidance: float = 4.0
+  reward_weight: float = 1e-3
+  pretrain_weight: float = 1.0
+
+  def __post_init__(self):
+    if not self.rewards:
+      raise types.UserError("stage.rewards: none; expected at least one")
+    for name, fields in self.rewards.items():
+      if set(fields) != set(_FIELDS):
+        raise types.UserError(
+          f"stage.rewards.{name}: fields {sorted(fields)}, expected {', '.join(_FIELDS)}"
+        )
+    if not 0 <= self.first_step <= self.last_step < self.num_steps:
+      raise types.UserError(
+        f"stage.first_step={self.first_step}, last_step={self.last_step}: expected 0 <= first <= last "
+        f"< num_steps={self.num_steps}"
+      )
+
+
+class Refl:
+  """One player, DiT and LLM together; VAE, ByT5 and the reward models are frozen.
+
+  Streams: `prompts` (id_B, llm_ids_BL, byt5_ids_BG, size_B2, and a latent or picture, of which only the shape is used)
+  and `train`, as stage denoise reads it.
+  """
+
+  players = (POLICY,)
+
+  def __init__(
+    self, cfg: ReflConfig, model: text_to_image.TextToImage, base: denoise.Denoise, towers
+  ):
+    self.cfg, self.model, self.base = cfg, model, base
+    self._towers = {
+      name: reward.part(model, towers.get(name, towers.get("all"))) for name in cfg.rewards
+    }
+
+  def parts(self) -> dict[str, types.Part]:
+    """The policy, the frozen parts and one tree a reward."""
+    mine = self.model.parts
+    return {
+      POLICY: types.joint({name: mine[name] for name in POLICY.split("+")}),
+      "vae": mine["vae"],
+      "byt5": mine["byt5"],
+      "reward_llm": mine["llm"],
+      **{_REWARD.format(name): part for name, part in self._towers.items()},
+    }
+
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
+    """A DiT and an LLM from scratch; a real run names `init.path`."""
+    dit = self.base.init(rng, {**frozen, "llm": frozen["reward_llm"]})["dit"]
+    return {POLICY: {"dit": dit, "llm": self.model.parts["llm"].init(jax.random.fold_in(rng, 1))}}
+
+  def loss(
+    self,
+    params: dict[str, types.Params],
+    frozen: dict[str, types.Params],
+    ema: dict[str, dict[str, types.Params]],
+    batch: types.Batch,
+    rng: jax.Array,
+    *,
+    player: str,
+    step: jax.Array,
+  ) -> types.Loss:
+    """Sum over prompts of the hinges, and the pre-training loss at the same weight a prompt."""
+    cfg, data, policy = self.cfg, batch["prompts"], types.by_part(params)
+    image_BHWC, step_B = self._draw(policy, frozen, data, rng)
+    scores = self._scores(frozen, data, image_BHWC)
+    weight = jnp.float32(len(step_B))
+    total, metrics = jnp.float32(0.0), {"step": (jnp.sum(step_B).astype(jnp.float32), weight)}
+    asked_B = asks_text(data["byt5_ids_BG"])
+    for name, fields in cfg.rewards.items():
+      active_B = asked_B if fields["text_only"] else jnp.ones_like(asked_B)
+      hinge_B = active_B * jax.nn.relu(fields["margin"] - scores[name])
+      total += fields["weight"] * jnp.sum(hinge_B)
+      active = jnp.sum(active_B)
+      metrics[f"reward_{name}"] = (jnp.sum(active_B * scores[name]), active)
+      metrics[f"hinge_{name}"] = (jnp.sum(hinge_B), active)
+    total *= cfg.reward_weight
+    if cfg.pretrain_weight:
+      pre = self.base.loss(
+        policy, frozen, ema, {"train": batch["train"]}, rng, player="dit", step=step
+      )
+      total += cfg.pretrain_weight * weight * pre.total / pre.weight
+      metrics |= {f"pretrain/{name}": value for name, value in pre.metrics.items()}
+    return types.Loss(total, weight, metrics, {})
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """Stage denoise's, for the policy; and `rewards`: {name: (sum, weight)} of pictures it draws to the end."""
+
+    def of_policy(fn):
+      return lambda params, *args, **kwargs: fn(types.by_part(params), *args, **kwargs)
+
+    fns = {name: of_policy(fn) for name, fn in self.base.predict_fns().items()}
+    return {**fns, "rewards": of_policy(self._rewards)}
+
+  def _draw(self, policy, frozen, data, rng) -> tuple[jax.Array, jax.Array]:
+    """(the picture of x0' that carries the gradient, in [-1, 1]; the step it was taken at)."""
+    cfg, shape = self.cfg, self._latent_shape(data)
+    keys_B2 = timesteps.per_example(rng, data["id_B"], lambda key: jax.random.split(key, 2))
+    noise_BHWC = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B2[:, 0])
+    step_B = jax.vmap(lambda key: jax.random.randint(key, (), cfg.first_step, cfg.last_step + 1))(
+      keys_B2[:, 1]
+    )
+    grid = timesteps.grid(cfg.num_steps, self.base.shift(*shape[:2]))
+    still = jax.lax.stop_gradient(policy)
+    x_BHWC = self._rollout(still, frozen, data, noise_BHWC, grid, step_B)
+    t_B = grid[step_B]
+    cond, _ = self.base.conditions(policy, frozen, data)
+    v_BHWC = self.base.velocity(policy, data)(x_BHWC, t_B, cond)
+    if cfg.guidance != 1:
+      _, uncond = self.base.conditions(still, frozen, data)
+      v_u = jax.lax.stop_gradient(self.base.velocity(still, data)(x_BHWC, t_B, uncond))
+      v_BHWC = v_u + cfg.guidance * (v_BHWC - v_u)
+    decode = jax.checkpoint(self.model.decode)  # its activations are the largest of the step
+    return decode(frozen, path.v_to_x0(x_BHWC, v_BHWC, t_B)), step_B
+
+  def _rollout(self, policy, frozen, data, noise_BHWC, grid, step_B) -> jax.Array:
+    """x at grid[step_B], without gradient; every example stops at its own step."""
+    cond, uncond = self.base.conditions(policy, frozen, data)
+    velocity = self.base.velocity(policy, data)
+    if self.cfg.guidance == 1:
+      bound = lambda x, t_B: velocity(x, t_B, cond)  # noqa: E731
+    else:
+      bound = solvers.guided(velocity, cond, uncond, self.cfg.guidance)
+
+    def body(x_BHWC, i):
+      t_B = jnp.broadcast_to(grid[i], step_B.shape)
+      moved_BHWC = x_BHWC + (grid[i + 1] - grid[i]) * bound(x_BHWC, t_B).astype(jnp.float32)
+      return jnp.where(path.expand(i < step_B, x_BHWC), moved_BHWC, x_BHWC), None
+
+    x_BHWC, _ = jax.lax.scan(body, noise_BHWC, jnp.arange(self.cfg.last_step))
+    return jax.lax.stop_gradient(x_BHWC)
+
+  def _scores(self, frozen, data, image_BHWC) -> dict[str, jax.Array]:
+    """{reward: r_B}."""
+    encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
+    text_BE = reward.text_features(self.model, encoders, data)
+    return {
+      name: reward.score(part.bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE)
+      for name, part in self._towers.items()
+    }
+
+  def _rewards(self, policy, frozen, batch, rng) -> dict[str, tuple[jax.Array, jax.Array]]:
+    data = batch["train"]
+    noise_BHWC = timesteps.per_example(
+      rng, data["id_B"], lambda key: jax.random.normal(key, self._latent_shape(data))
+    )
+    image_BHWC = self.base.predict_fns()["sample"](
+      policy,
+      frozen,
+      {"train": {**data, "noise_BHWC": noise_BHWC}},
+      num_steps=self.cfg.num_steps,
+      guidance=self.cfg.guidance,
+    )
+    asked_B = asks_text(data["byt5_ids_BG"])
+    out = {}
+    for name, score_B in self._scores(frozen, data, image_BHWC).items():
+      active_B = asked_B if self.cfg.rewards[name]["text_only"] else jnp.ones_like(asked_B)
+      out[name] = (jnp.sum(active_B * score_B), jnp.sum(active_B))
+    return out
+
+  def _latent_shape(self, data) -> tuple[int, int, int]:
+    if "latent_BHWC" in data:
+      return data["latent_BHWC"].shape[1:]
+    vae = self.model.configs["vae"]
+    height, width = data["image_BHWC"].shape[1:3]
+    return height // vae.factor, width // vae.factor, vae.latent_channels
+
+
+def asks_text(byt5_ids_BG: jax.Array) -> jax.Array:
+  """1.0 where a prompt quotes text to be rendered, else 0.0."""
+  first_B = byt5_ids_BG[:, 0]
+  return ((first_B != byt5.PAD) & (first_B != byt5.EOS)).astype(jnp.float32)
+
+
+def make(config: ConfigDict) -> Refl:
+  """The stage of an experiment config."""
+  stage = {k: v for k, v in config.stage.to_dict().items() if k not in ("name", "denoise")}
+  known = [field.name for field in dataclasses.fields(ReflConfig)]
+  for name in stage:
+    if name not in known:
+      raise types.UserError(
+        f"stage.{name}: refl has no such field; it has {', '.join(known)}, denoise"
+      )
+  base = denoise.make(denoise_config(config), trained=("dit", "llm"))
+  return Refl(ReflConfig(**stage), base.model, base, config.model.rewards)
+
+
+def denoise_config(config: ConfigDict) -> ConfigDict:
+  """The same experiment as stage denoise sees it: what sampling from the tuned model needs."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.stage = dict(name="denoise", **config.stage.denoise.to_dict())
+  return config

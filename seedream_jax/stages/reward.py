@@ -1,0 +1,166 @@
+"""Training a reward model on preferences (Seedream 2.0, Sec. 4.3): a CLIP without an extra head.
+
+  r(c, x) = tau cos(f_img(x), f_txt(c)),   L = -log sigmoid(r(c, x_w) - r(c, x_l))
+
+The paper gives the ranking loss and that the CLIP's own output is the reward; the form of r is the usual one. The text
+side is the model's own two encoders, frozen, and a projection, so that a reward reads both languages and the strings to
+be rendered.  # ours; undisclosed
+
+Dims: B pairs, R = 2 (preferred, rejected), H W C pixels, L LLM tokens, G glyph bytes, E pooled text features, P joint
+embedding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.models import clip, llm, text_to_image
+from seedream_jax.stages import align
+
+ENCODERS = ("llm", "byt5")
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """The config's stage group, without its name.
+
+  Attributes:
+    pair_weight: of CLIP's loss between the preferred pictures of a batch and their prompts; 0 leaves ranking alone.
+      Ranking compares two pictures of one prompt and never two prompts of one picture.  # ours; undisclosed
+  """
+
+  pair_weight: float = 0.1
+
+
+def text_features(
+  model: text_to_image.TextToImage, params: dict[str, types.Params], data
+) -> jax.Array:
+  """pooled_BE float32 of prompts: the LLM's mean and last feature, then the mean over the bytes, zero for none.
+
+  Args:
+    model: gives the encoders' shapes.
+    params: trees of `llm` and `byt5`.
+    data: llm_ids_BL and byt5_ids_BG.
+  """
+  llm_BLE, mask_BL, byt5_BGE, mask_BG = model.text_features(
+    params, data["llm_ids_BL"], data["byt5_ids_BG"]
+  )
+  weight_BG = mask_BG.astype(jnp.float32)
+  bytes_BE = jnp.einsum("bge,bg->be", byt5_BGE.astype(jnp.float32), weight_BG)
+  bytes_BE /= jnp.maximum(jnp.sum(weight_BG, axis=1), 1.0)[:, None]
+  return jnp.concatenate([llm.pooled(llm_BLE, mask_BL), bytes_BE], axis=1)
+
+
+def text_width(model: text_to_image.TextToImage) -> int:
+  """E of `text_features`."""
+  return 2 * model.configs["llm"].width + model.configs["byt5"].width
+
+
+def part(model: text_to_image.TextToImage, tower: ConfigDict) -> types.Part:
+  """The reward model's own tree: image tower, text projection and temperature."""
+  cfg = clip.make_config(**{"text_dim": text_width(model), **tower})
+  return types.Part.from_module(lambda rngs: clip.Clip(cfg, rngs=rngs))
+
+
+def score(tower: clip.Clip, image_BHWC: jax.Array, text_BE: jax.Array) -> jax.Array:
+  """r_B, differentiable in the picture."""
+  cosine_B = jnp.sum(tower.image(image_BHWC) * tower.text(text_BE), axis=1)
+  return tower.scale() * cosine_B
+
+
+def ranking_loss(score_BR: jax.Array) -> jax.Array:
+  """-log sigmoid(r_w - r_l) of each pair."""
+  return jax.nn.softplus(score_BR[:, 1] - score_BR[:, 0])
+
+
+class Reward:
+  """One player, the tower; both text encoders are frozen."""
+
+  players = ("tower",)
+
+  def __init__(self, cfg: RewardConfig, model: ConfigDict):
+    self.cfg = cfg
+    encoders = ConfigDict({name: model[name] for name in ENCODERS})
+    self.model = text_to_image.TextToImage(encoders, trained=())
+    self._parts = {"tower": part(self.model, model.tower), **self.model.parts}
+
+  def parts(self) -> dict[str, types.Part]:
+    """The tower and the encoders."""
+    return self._parts
+
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
+    """A tower from scratch."""
+    del frozen
+    return {"tower": self._parts["tower"].init(rng)}
+
+  def loss(
+    self,
+    params: dict[str, types.Params],
+    frozen: dict[str, types.Params],
+    ema: dict[str, dict[str, types.Params]],
+    batch: types.Batch,
+    rng: jax.Array,
+    *,
+    player: str,
+    step: jax.Array,
+  ) -> types.Loss:
+    """Sum over pairs of ranking_loss + pair_weight contrastive_loss."""
+    del ema, rng, player, step
+    data = batch["train"]
+    tower = self._parts["tower"].bind(params["tower"])
+    text_BE = jax.lax.stop_gradient(text_features(self.model, frozen, data))
+    score_BR, image_BP, text_BP = self._scores(tower, data["image_BRHWC"], text_BE)
+    rank_B = ranking_loss(score_BR)
+    total_B, weight = rank_B, jnp.float32(len(rank_B))
+    right_B = (score_BR[:, 0] > score_BR[:, 1]).astype(jnp.float32)
+    metrics = {
+      "rank_loss": (jnp.sum(rank_B), weight),
+      "accuracy": (jnp.sum(right_B), weight),
+      "scale": (tower.scale(), jnp.ones(())),
+    }
+    if self.cfg.pair_weight:
+      same_BB = _same(data["llm_ids_BL"]) & _same(data["byt5_ids_BG"])
+      pair_B = align.contrastive_loss(image_BP, text_BP, tower.scale(), same_BB)
+      total_B = total_B + self.cfg.pair_weight * pair_B
+      metrics["pair_loss"] = (jnp.sum(pair_B), weight)
+    return types.Loss(jnp.sum(total_B), weight, metrics, {})
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """`scores`: r_BR of pairs; `val_loss`: (sum, weight) of the ranking loss."""
+
+    def scores(params, frozen, batch, rng=None):
+      del rng
+      data, tower = batch["train"], self._parts["tower"].bind(params["tower"])
+      return self._scores(tower, data["image_BRHWC"], text_features(self.model, frozen, data))[0]
+
+    def val_loss(params, frozen, batch, rng=None):
+      rank_B = ranking_loss(scores(params, frozen, batch, rng))
+      return jnp.sum(rank_B), jnp.float32(len(rank_B))
+
+    return {"scores": scores, "val_loss": val_loss}
+
+  def _scores(self, tower, image_BRHWC, text_BE):
+    """r_BR, and the unit vectors of the preferred pictures and of the prompts."""
+    b, r = image_BRHWC.shape[:2]
+    image_BRP = tower.image(image_BRHWC.reshape(b * r, *image_BRHWC.shape[2:])).reshape(b, r, -1)
+    text_BP = tower.text(text_BE)
+    score_BR = tower.scale() * jnp.einsum("brp,bp->br", image_BRP, text_BP)
+    return score_BR, image_BRP[:, 0], text_BP
+
+
+def _same(ids_BL: jax.Array) -> jax.Array:
+  return jnp.all(ids_BL[:, None] == ids_BL[None], axis=-1)
+
+
+def make(config: ConfigDict) -> Reward:
+  """The stage of an experiment config."""
+  stage = {name: value for name, value in config.stage.items() if name != "name"}
+  known = [field.name for field in dataclasses.fields(RewardConfig)]
+  for name in stage:
+    if name not in known:
+      raise types.UserError(f"stage.{name}: reward has no such field; it has {', '.join(known)}")
+  return Reward(RewardConfig(**stage), config.model)

@@ -1,0 +1,177 @@
+"""ReFL: its loss by hand, where its gradient goes, what counts and what does not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.flow import timesteps
+from seedream_jax.stages import refl, reward
+from tests.stages import denoise_test, reward_test
+
+B, H, W, C = denoise_test.B, denoise_test.H, denoise_test.W, denoise_test.C
+REWARDS = {
+  "look": dict(weight=1.0, margin=0.0, text_only=False),  # some pictures are beyond it
+  "text": dict(weight=0.5, margin=30.0, text_only=True),
+}
+
+
+def stage_of(rewards=None, **stage):
+  stage = {"num_steps": 4, "first_step": 2, "last_step": 3, "reward_weight": 0.1, **stage}
+  model = {**denoise_test.MODEL, "rewards": {"all": reward_test.TOWER}}
+  stage |= dict(name="refl", rewards=rewards or REWARDS, denoise=dict(drop_both=0.1))
+  return refl.make(ConfigDict(dict(stage=stage, model=model)))
+
+
+def batch():
+  data = denoise_test._batch()
+  prompts = {k: data[k] for k in ("id_B", "latent_BHWC", "llm_ids_BL", "byt5_ids_BG", "size_B2")}
+  return {"prompts": prompts, "train": {k: v for k, v in data.items() if k != "noise_BHWC"}}
+
+
+@functools.cache
+def _jit(stage):
+  def loss(params, frozen, data):
+    rng, step = jax.random.key(5), jnp.int32(0)
+    return stage.loss(params, frozen, {}, data, rng, player=refl.POLICY, step=step)
+
+  return jax.jit(loss)
+
+
+@functools.cache
+def _grad(stage):
+  return jax.jit(jax.grad(lambda *args: _jit(stage)(*args).total))
+
+
+class ReflTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.stage, cls.alone = stage_of(), stage_of(pretrain_weight=0.0)
+    trees = {name: denoise_test._draw(part.abstract) for name, part in cls.stage.parts().items()}
+    trees["vae"]["stats"] = {"mean": jnp.full((C,), 0.2), "std": jnp.full((C,), 0.7)}
+    cls.params, cls.frozen = {refl.POLICY: trees.pop(refl.POLICY)}, trees
+
+  def loss(self, stage=None, params=None, data=None, frozen=None):
+    fn = _jit(stage or self.stage)
+    return fn(params or self.params, frozen or self.frozen, data or batch())
+
+  def test_loss_by_hand(self):
+    """One example at a time, a plain Euler loop, no stop_gradient and no masks."""
+    data, rng, frozen = batch()["prompts"], jax.random.key(5), self.frozen
+    policy, model = self.params[refl.POLICY], self.stage.model
+    grid, total = timesteps.grid(4), 0.0
+    for b in range(B):
+      row = {k: jnp.asarray(v[b : b + 1]) for k, v in data.items()}
+      keys = jax.random.split(jax.random.fold_in(rng, row["id_B"][0]), 2)
+      x = jax.random.normal(keys[0], (1, H, W, C))
+      stop = int(jax.random.randint(keys[1], (), 2, 4))
+      trees = {**frozen, **policy}
+      yes = jnp.ones((1,), bool)
+      text = (row["llm_ids_BL"], row["byt5_ids_BG"])
+      cond = model.encode_text(trees, *text)
+      uncond = model.encode_text(trees, *text, drop_llm_B=yes, drop_byt5_B=yes)
+      dit = model.parts["dit"].bind(policy["dit"])
+
+      def guided(x, t, dit=dit, cond=cond, uncond=uncond, row=row):
+        v_c, v_u = (dit(x, t[None], c, size_B2=row["size_B2"]) for c in (cond, uncond))
+        return v_u + 4.0 * (v_c - v_u)
+
+      for i in range(stop):
+        x = x + (grid[i + 1] - grid[i]) * guided(x, grid[i])
+      image = model.decode(frozen, x - grid[stop] * guided(x, grid[stop]))
+      encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
+      text_BE = reward.text_features(model, encoders, row)
+      for name, fields in REWARDS.items():
+        tower = self.stage.parts()[f"reward_{name}"].bind(frozen[f"reward_{name}"])
+        r = float(reward.score(tower, image, text_BE)[0])
+        if not fields["text_only"] or b != 0:  # example 0 quotes nothing
+          total += 0.1 * fields["weight"] * max(0.0, fields["margin"] - r)
+    got = self.loss(self.alone)
+    np.testing.assert_allclose(got.total, total, rtol=1e-4)
+    self.assertEqual(float(got.weight), B)
+
+  def test_pretraining_is_kept_beside_it(self):
+    both, alone = self.loss(), self.loss(self.alone)
+    pre, count = both.metrics["pretrain/loss"]
+    self.assertEqual(float(count), B)
+    self.assertGreater(float(pre), 1.0)
+    np.testing.assert_allclose(both.total - alone.total, pre, rtol=1e-3)
+
+  def test_both_parts_of_the_policy_move(self):
+    grads = _grad(self.alone)(self.params, self.frozen, batch())[refl.POLICY]
+    for name in ("dit", "llm"):
+      size = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(grads[name]))
+      self.assertGreater(size, 1e-6, name)
+
+  @pytest.mark.heavy
+  def test_the_rollout_gives_no_gradient(self):
+    still = stage_of(pretrain_weight=0.0)
+    still.base = _still(
+      still.base
+    )  # the step that should carry a gradient gives none: is there another?
+    grads = _grad(still)(self.params, self.frozen, batch())
+    self.assertEqual(max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)), 0.0)
+
+  def test_text_reward_counts_for_quoted_text_only(self):
+    data = batch()
+    seen = self.loss(self.alone)
+    self.assertEqual(float(seen.metrics["reward_text"][1]), B - 1)
+    data["prompts"]["byt5_ids_BG"] = np.tile(np.array([1, 0, 0, 0], np.int32), (B, 1))
+    seen = self.loss(self.alone, data=data)
+    self.assertEqual([float(x) for x in seen.metrics["hinge_text"]], [0.0, 0.0])
+    self.assertAlmostEqual(float(seen.total), 0.1 * float(seen.metrics["hinge_look"][0]), places=3)
+
+  def test_steps_are_drawn_from_the_range(self):
+    drawn = self.loss(self.alone).metrics["step"][0]
+    self.assertBetween(float(drawn), 2 * B + 1, 3 * B - 1)  # both of the range's two steps
+
+  def test_gradient_descent_raises_the_reward(self):
+    params, before = self.params, self.loss(self.alone)
+    for _ in range(5):
+      grads = _grad(self.alone)(params, self.frozen, batch())
+      params = jax.tree.map(lambda p, g: p - 0.003 * g, params, grads)
+    after = self.loss(self.alone, params)
+    self.assertLess(float(after.total), float(before.total))
+
+  def test_predict_functions_take_the_policy(self):
+    data = batch()["prompts"]
+    fns = self.stage.predict_fns()
+    out = jax.jit(fns["rewards"])(self.params, self.frozen, {"train": data}, jax.random.key(0))
+    self.assertEqual({k: float(v[1]) for k, v in out.items()}, {"look": B, "text": B - 1})
+    total, weight = jax.jit(fns["val_loss"])(self.params, self.frozen, {"train": data}, None)
+    self.assertEqual(float(jnp.sum(weight)), B)
+    self.assertGreater(float(jnp.sum(total)), 0)
+
+  def test_bad_config_is_named(self):
+    for stage, message in (
+      (dict(first_step=3, last_step=2), "first <= last"),
+      (dict(last_step=4), "num_steps=4"),
+      (dict(lamda=1.0), "stage.lamda"),
+      (dict(rewards={"look": dict(weight=1.0)}), "stage.rewards.look"),
+    ):
+      with self.assertRaisesRegex(types.UserError, message):
+        stage_of(**stage)
+
+
+def _still(base):
+  """The base, whose velocity keeps its value and gives no gradient in the step that should carry one."""
+  velocity = base.velocity
+  calls = []
+
+  def stopped(params, data):
+    calls.append(1)
+    fn = velocity(params, data)
+    return (lambda *a: jax.lax.stop_gradient(fn(*a))) if len(calls) % 3 == 2 else fn
+
+  base.velocity = stopped
+  return base
+
+
+if __name__ == "__main__":
+  absltest.main()
