@@ -42,6 +42,9 @@ _AXIS_RATE = flags.DEFINE_float("axis_rate", None, "share of positives on each a
 _SAY_AXES = flags.DEFINE_bool(
   "say_axes", False, "captions name the positive aesthetic axes; prompts, all four"
 )
+_NUM_SUBJECTS = flags.DEFINE_integer(
+  "num_subjects", 0, "draw the world's first so many subjects alone", lower_bound=0
+)
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "records per shard")
 _SHEET = flags.DEFINE_string("sheet", "", "contact sheet (PNG) of the first records; alone or too")
 _PROMPTS = flags.DEFINE_list("prompts", [], f"write suites instead: {', '.join(prompts.SUITES)}")
@@ -91,7 +94,14 @@ def make_source(world: worlds.World) -> builder.Source:
   if rate is not None and not 0 <= rate <= 1:
     raise types.UserError(f"--axis_rate: {rate}; expected 0 to 1")
   posters = poster.Posters(
-    world.name, _SPLIT.value, sizes, _SEED.value, found, rate, _SAY_AXES.value
+    world.name,
+    _SPLIT.value,
+    sizes,
+    _SEED.value,
+    found,
+    rate,
+    _SAY_AXES.value,
+    _NUM_SUBJECTS.value,
   )
   if _DAMAGE.value is None:
     return posters

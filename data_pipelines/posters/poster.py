@@ -28,6 +28,7 @@ class Posters:
     fonts: resolved font files.
     axis_rate: share of records where each aesthetic axis is positive; None takes the world's.
     say_axes: whether captions name the positive axes.
+    num_subjects: only the world's first so many are drawn, a set skewed on purpose; 0 = all.
   """
 
   world: str
@@ -37,6 +38,7 @@ class Posters:
   fonts: fonts_lib.FontSet
   axis_rate: float | None = None
   say_axes: bool = False
+  num_subjects: int = 0
 
   dataset = "posters"
   description = "Posters: emoji and real typefaces on coloured grounds, captioned in zh and en."
@@ -50,6 +52,7 @@ class Posters:
       "seed": self.seed,
       "axis_rate": self.axis_rate,
       "say_axes": self.say_axes,
+      "num_subjects": self.num_subjects,
       "grammar": scene_lib.GRAMMAR,
       "provenance": self.fonts.provenance(),
     }
@@ -62,7 +65,8 @@ class Posters:
     """The world with this source's rates."""
     world = worlds.make_world(self.world)
     rate = world.axis_rate if self.axis_rate is None else self.axis_rate
-    return world.tilted(axis_rate=rate, say_axes=self.say_axes)
+    subjects = world.subjects[: self.num_subjects or None]
+    return world.tilted(axis_rate=rate, say_axes=self.say_axes, subjects=subjects)
 
   def draw(self, index: int) -> tuple[np.ndarray, scene_lib.Scene, list[captions.Caption]]:
     """(image_HWC, scene, captions) of record `index`."""

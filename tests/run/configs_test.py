@@ -15,7 +15,7 @@ from seedream_jax.run import open as open_lib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRESETS = ("nano", "small", "base", "full")
-EXPERIMENTS = [("autoencoder", ""), ("pretrain", ""), ("ct", ""), ("judge", "")]
+EXPERIMENTS = [("autoencoder", ""), ("pretrain", ""), ("ct", ""), ("sft", ""), ("judge", "")]
 EXPERIMENTS += [("align", f",mode={m}") for m in ("lm", "pair", "glyph")]
 EXPERIMENTS += [("rlhf", f",mode={m}") for m in ("reward", "refl")]
 CASES = [(name, preset, rest) for name, rest in EXPERIMENTS for preset in PRESETS]
