@@ -5,7 +5,8 @@ r"""Supervised fine-tuning on a small curated set, with negatives that a model d
 Three data sets: what was collected by hand (curated); what data_pipelines.resample drew from it and from continued
 training's data, every subject alike, so that alignment stays (balanced=none leaves it out); and what
 data_pipelines.negatives makes of a model's own pictures, labelled as generated (negatives=none leaves them out).
-`sample --negative generated` or `empty_generated` then leads guidance away from them. `init` is a folder of experiments/ct.py.
+`sample --negative generated` or `empty_generated` then leads guidance away from them. `init` is a folder of
+experiments/ct.py.
 """
 
 from experiments import ct, pretrain
