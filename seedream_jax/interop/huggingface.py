@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.engine import trees
 from seedream_jax.interop import config_json, names, towers
 from seedream_jax.models import byt5, llm, vae
@@ -79,9 +80,31 @@ def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
       "rope_theta": float(rope.get("rope_theta") or c.number("rope_theta", 10_000.0, float)),
       "rope_llama3": _llama3(c.path, rope),
       "norm_eps": c.number("rms_norm_eps", 1e-6, float),
+      **_ends(folder, c),
       **overrides,
     }
   )
+
+
+def _ends(folder: str, c: config_json.Reader) -> dict[str, int]:
+  """pad_id and eos_id: the tokenizer's, where the folder holds one, else config.json's; {} where neither says.
+
+  The tokenizer goes first: published configs of Qwen name no pad token, and texts are what it makes of them.
+  """
+  if os.path.exists(os.path.join(folder, "tokenizer.json")):
+    tokenizer = tokenizers.open_tokenizer(folder)
+    return {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+  ids = {}
+  for key in ("eos_token_id", "pad_token_id"):
+    value = c.raw.get(key)
+    value = value[0] if isinstance(value, list) and value else value  # several may end a chat
+    value = ids.get("eos_token_id") if value is None else value
+    if value is None:
+      return {}
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+      raise c.error(key, "a token's id")
+    ids[key] = value
+  return {"pad_id": ids["pad_token_id"], "eos_id": ids["eos_token_id"]}
 
 
 def _llama3(path: str, rope: Mapping[str, Any]) -> tuple[float, ...]:
@@ -122,6 +145,8 @@ def llm_json(cfg: llm.LLMConfig) -> dict[str, Any]:
     "rms_norm_eps": cfg.norm_eps,
     "tie_word_embeddings": cfg.tied,
     "attention_bias": False,
+    "pad_token_id": cfg.pad_id,
+    "eos_token_id": cfg.eos_id,
     "max_position_embeddings": 32_768,
     "rope_theta": cfg.rope_theta,  # transformers 4
     "rope_parameters": {"rope_theta": cfg.rope_theta, **rope},  # transformers 5

@@ -11,9 +11,11 @@ import safetensors.numpy
 from absl.testing import absltest, parameterized
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.engine import mesh, sharding, trees
 from seedream_jax.interop import huggingface, names
 from seedream_jax.models import byt5, llm
+from tests.data import datasets
 from tests.interop import parity
 
 
@@ -72,6 +74,25 @@ class RefusalsTest(parameterized.TestCase):
     self._edit("config.json", lambda found: found.update(change))
     with self.assertRaisesRegex(types.UserError, message):
       parity.load("llm", self.folder)
+
+  def test_pad_and_end_tokens(self):
+    cfg = huggingface.llm_config(self.folder)
+    self.assertEqual((cfg.pad_id, cfg.eos_id), (0, 3))
+    for ids, want in (
+      (dict(eos_token_id=7, pad_token_id=9), (9, 7)),
+      (dict(eos_token_id=[5, 7], pad_token_id=None), (5, 5)),
+      (dict(eos_token_id=None, pad_token_id=None), (0, 3)),
+    ):
+      self._edit("config.json", lambda found, ids=ids: found.update(ids))
+      cfg = huggingface.llm_config(self.folder)
+      self.assertEqual((cfg.pad_id, cfg.eos_id), want)
+    self._edit("config.json", lambda found: found.update(eos_token_id="</s>"))
+    with self.assertRaisesRegex(types.UserError, "eos_token_id='</s>', expected a token's id"):
+      huggingface.llm_config(self.folder)
+    # The tokenizer that stands beside the weights knows better.
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.folder))
+    cfg = huggingface.llm_config(self.folder)
+    self.assertEqual((cfg.pad_id, cfg.eos_id), (made.pad_id, made.eos_id))
 
   def test_index(self):
     def elsewhere(found):
