@@ -33,6 +33,7 @@ from seedream_jax.data import buckets, records, tokenizers, transforms
 from seedream_jax.engine import checkpoint, mesh, sharding
 from seedream_jax.models import llm, vae
 from seedream_jax.run import cli
+from seedream_jax.run import open as open_lib
 
 DATASET = "latents"
 _RECEIPTS = "receipts"
@@ -103,7 +104,7 @@ def encode(
   encode_images: Encode,
   *,
   encode_texts: Encode | None = None,
-  tokenizer: tokenizers.LLMTokenizer | None = None,
+  tokenizer: tokenizers.Tokenizer | None = None,
   batch_size: int = 64,
   task: tuple[int, int] = (0, 1),
   progress: Callable[[int], None] = lambda count: None,
@@ -188,7 +189,7 @@ class _Shard:
     rows: range,
     images: _Batcher,
     texts: _Batcher | None,
-    tokenizer: tokenizers.LLMTokenizer | None,
+    tokenizer: tokenizers.Tokenizer | None,
     progress: Callable[[int], None],
   ):
     self._plan, self._rows, self._progress = plan, rows, progress
@@ -345,7 +346,10 @@ class _Model:
     self._sharding = sharding.batch(self._mesh)
     params = checkpoint.load_weights(path, part.abstract)
     self._params = jax.device_put(params, sharding.replicated(self._mesh))
-    self.describe = {"sha256": checkpoint.sha256(path), "config": dataclasses.asdict(config)}
+    self.config = config
+    # Pad and end tokens are the tokenizer's, whose hash stands beside this.
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("pad_id", "eos_id")}
+    self.describe = {"sha256": checkpoint.sha256(path), "config": fields}
 
     def apply(params: types.Params, x: jax.Array) -> jax.Array:
       if name == "llm":
@@ -374,9 +378,9 @@ def _variant_of(folder: str, part: str) -> dict[str, Any]:
   return dict(config.get("model", {}).get(part, {}))
 
 
-def empty_features(encode_texts: Encode) -> list[float]:
+def empty_features(encode_texts: Encode, eos_id: int) -> list[float]:
   """The feature of the empty prompt's one token, which a dropped or negative prompt shows; as float16 holds it."""
-  ids_BL = np.full((len(jax.local_devices()), 1), tokenizers.EOS, np.int32)
+  ids_BL = np.full((len(jax.local_devices()), 1), eos_id, np.int32)
   return encode_texts(ids_BL)[0, 0].astype(np.float16).astype(float).tolist()
 
 
@@ -400,7 +404,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("llm", "", "Weights folder with llm.safetensors: also stores text features.")
   flags.DEFINE_string("llm_variant", "", "As vae_variant.")
-  flags.DEFINE_string("tokenizer", "", "SentencePiece model of the LLM.")
+  flags.DEFINE_string("tokenizer", "", "SentencePiece model, or tokenizer.json, of the LLM.")
   flags.DEFINE_integer("area", 0, "Side of the picture bucket's square; 0 keeps the records' own.")
   flags.DEFINE_integer("batch_size", 64, "Pictures, or texts, a batch.", lower_bound=1)
   flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
@@ -424,9 +428,10 @@ def main(argv: list[str]) -> int:
   texts = tokenizer = about_texts = None
   if values.llm:
     texts = _Model("llm", values.llm, values.llm_variant, values.dtype)
-    tokenizer = tokenizers.LLMTokenizer(values.tokenizer)
+    tokenizer = tokenizers.open_tokenizer(values.tokenizer)
+    open_lib.check_tokenizer(tokenizer, texts.config)
     about_texts = {**texts.describe, "tokenizer_sha256": tokenizer.sha256}
-    about_texts["empty_features"] = empty_features(texts)
+    about_texts["empty_features"] = empty_features(texts, tokenizer.eos_id)
   plan = Plan(source, images.describe, about_texts, values.area)
   total = sum(len(rows) for rows in plan.shards[task[0] :: task[1]])
   with tqdm.tqdm(total=total, desc=f"encode {values.data}", unit="rec", dynamic_ncols=True) as bar:

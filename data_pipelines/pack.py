@@ -3,8 +3,8 @@ r"""Collects trained parts into one weights folder that sample, evaluate and the
   python -m data_pipelines.pack --part dit=W/pretrain/weights --part vae=W/autoencoder/weights \
     --tokenizer W/tokenizer.model --out weights/nano --dtype bfloat16
 
-Writes PART.safetensors, tokenizer.model, the config of the last part's run as config.json, and provenance.json:
-where each file came from, its sha256 and the step it was trained to.
+Writes PART.safetensors, tokenizer.model (or tokenizer.json and tokenizer_config.json), the config of the last part's
+run as config.json, and provenance.json: where each file came from, its sha256 and the step it was trained to.
 """
 
 import json
@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.engine import checkpoint
 from seedream_jax.run import cli
 
 _PART = flags.DEFINE_multi_string("part", [], "NAME=FOLDER; may be given several times.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "SentencePiece model to include.")
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", "", "SentencePiece model, or tokenizer.json, to include."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of floating leaves.")
 flags.mark_flags_as_required(["out"])
@@ -41,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     raise types.UserError(f"--part {item}: no config.json in {folder}, whose run would name it")
   if _TOKENIZER.value and not os.path.isfile(_TOKENIZER.value):
     raise types.UserError(f"--tokenizer {_TOKENIZER.value}: no such file")
+  tokenizer = tokenizers.open_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
   provenance = {}
   for item in _PART.value:
     name, _, folder = item.partition("=")
@@ -55,8 +59,9 @@ def main(argv: Sequence[str]) -> int:
       "source_sha256": checkpoint.sha256(source),
       "sha256": checkpoint.sha256(target),
     }
-  if _TOKENIZER.value:
-    shutil.copyfile(_TOKENIZER.value, os.path.join(_OUT.value, "tokenizer.model"))
+  if tokenizer:
+    for name, path in tokenizer.files().items():
+      shutil.copyfile(path, os.path.join(_OUT.value, name))
     provenance["tokenizer"] = {"sha256": checkpoint.sha256(_TOKENIZER.value)}
   shutil.copyfile(os.path.join(folder, "config.json"), os.path.join(_OUT.value, "config.json"))
   with open(os.path.join(_OUT.value, "provenance.json"), "w", encoding="utf-8") as f:

@@ -56,7 +56,7 @@ class Index:
     return self.glyphs[self.glyph_start[caption] : self.glyph_start[caption + 1]].tobytes()
 
 
-def open_index(split: records.Split, tokenizer: tokenizers.LLMTokenizer | None) -> Index:
+def open_index(split: records.Split, tokenizer: tokenizers.Tokenizer | None) -> Index:
   """The index of `split`: the one cached beside the data set if it is current, else a new one."""
   key = f"{_VERSION} {split.fingerprint()} {tokenizer.sha256 if tokenizer else 'no tokenizer'}"
   name = f"{split.name.split('[')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
@@ -94,7 +94,7 @@ class _Names:
 class _Captions:
   """Grows the caption arrays."""
 
-  def __init__(self, tokenizer: tokenizers.LLMTokenizer | None):
+  def __init__(self, tokenizer: tokenizers.Tokenizer | None):
     self.tokenizer = tokenizer
     self.weight, self.kind, self.lang = array.array("f"), array.array("h"), array.array("h")
     self.tokens, self.token_start = array.array("i"), array.array("q", [0])
@@ -116,7 +116,7 @@ class _Captions:
       self.token_start.append(len(self.tokens))
 
 
-def build(split: records.Split, tokenizer: tokenizers.LLMTokenizer | None) -> Index:
+def build(split: records.Split, tokenizer: tokenizers.Tokenizer | None) -> Index:
   """Reads every record of `split` once, its picture left alone.
 
   Raises:

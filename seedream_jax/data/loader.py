@@ -101,7 +101,7 @@ class Loader:
   def __init__(
     self,
     config: LoaderConfig | Mapping[str, Any],
-    tokenizer: tokenizers.LLMTokenizer | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None,
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -152,6 +152,7 @@ class Loader:
       features=tuple(cfg.features),
       glyph_bytes=cfg.glyph_bytes,
       labels=tuple(cfg.labels),
+      pad_id=tokenizer.pad_id if tokenizer else tokenizers.PAD,
     )
     self._counts = collections.Counter()
     self._corrupt: dict[str, str] = {}
@@ -308,7 +309,7 @@ def _text_codes(
 def _check_contents(
   cfg: LoaderConfig,
   splits: tuple[records.Split, ...],
-  tokenizer: tokenizers.LLMTokenizer | None,
+  tokenizer: tokenizers.Tokenizer | None,
 ) -> None:
   """Refuses sources that lack what `features` asks for, or that other models made."""
   vaes = {}

@@ -64,6 +64,7 @@ class Reader:
     features: which of FEATURES a batch holds.
     glyph_bytes: G.
     labels: (dotted path, vocabulary) pairs.
+    pad_id: the LLM tokenizer's.
   """
 
   schedule: schedule.Schedule
@@ -75,6 +76,7 @@ class Reader:
   features: tuple[str, ...]
   glyph_bytes: int
   labels: tuple[tuple[str, Sequence[Any]], ...]
+  pad_id: int
   _open: dict[int, tuple[Any, Callable]] = dataclasses.field(default_factory=dict)
 
   def __getstate__(self) -> dict:
@@ -176,7 +178,7 @@ class Reader:
       elif feature == "size_B2":
         out[feature] = np.tile(np.array(size, np.int32), (num, 1))
       elif feature == "llm_ids_BL":
-        out[feature] = np.full((num, length), tokenizers.PAD, np.int32)
+        out[feature] = np.full((num, length), self.pad_id, np.int32)
         for row, s, c in zip(out[feature], source, caption):
           ids = self.indices[s].token_ids(c)
           row[: len(ids)] = ids

@@ -1,8 +1,9 @@
 """Tokenizers: what the two text encoders read.
 
-The LLM sees the whole prompt as SentencePiece unigram pieces with byte fallback; ByT5 sees the
-bytes of the quoted spans only, joined by one space (# ours; undisclosed). LLM ids: pad 0, unk 1,
-bos 2, eos 3, and a text is its pieces and eos. ByT5 ids: pad 0, eos 1, byte + 3.
+The LLM sees the whole prompt, ByT5 the bytes of the quoted spans only, joined by one space (# ours;
+undisclosed). An LLM trained here reads SentencePiece unigram pieces with byte fallback: pad 0, unk 1,
+bos 2, eos 3. A published one brings its own tokenizer.json and ids. Either way a text is its pieces
+and the end token. ByT5 ids: pad 0, eos 1, byte + 3.
 G glyph bytes, L LLM tokens.
 """
 
@@ -10,6 +11,7 @@ import collections
 import functools
 import hashlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -105,8 +107,61 @@ def byt5_from_bytes(data: bytes, length: int) -> np.ndarray:
   return ids
 
 
-class LLMTokenizer:
-  """SentencePiece with this project's special ids; picklable."""
+class Tokenizer:
+  """What a text encoder reads a prompt with; picklable.
+
+  Attributes:
+    path: of the model file.
+    sha256: of all that decides the ids.
+    vocab_size: above every id.
+    pad_id: what texts are padded with.
+    eos_id: what every text ends with; a published model may pad with it too.
+  """
+
+  path: str
+  sha256: str
+  vocab_size: int
+  pad_id: int
+  eos_id: int
+
+  def encode(self, text: str) -> list[int]:
+    """Piece ids and the end token; the empty prompt is the end token alone."""
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of many texts."""
+    raise NotImplementedError
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids; special tokens vanish."""
+    raise NotImplementedError
+
+  def pieces(self, text: str) -> list[str]:
+    """How the text is cut; shows which words are merged into one piece."""
+    raise NotImplementedError
+
+  def files(self) -> dict[str, str]:
+    """{name in a weights folder: path here} of what it is opened from."""
+    raise NotImplementedError
+
+  def pad(self, ids: Sequence[int], length: int) -> np.ndarray:
+    """int32 ids_L padded at the right; more ids than `length` is a `types.UserError`."""
+    if len(ids) > length:
+      raise types.UserError(f"prompt of {len(ids)} tokens: the model reads at most {length}")
+    out = np.full(length, self.pad_id, np.int32)
+    out[: len(ids)] = ids
+    return out
+
+
+def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+  """A folder with a tokenizer.json, that file, or else a SentencePiece model."""
+  if str(path).endswith(".json") or os.path.isdir(path):
+    return FastTokenizer(path)
+  return LLMTokenizer(path)
+
+
+class LLMTokenizer(Tokenizer):
+  """SentencePiece with this project's special ids."""
 
   def __init__(self, path: str | os.PathLike[str]):
     self.path = str(path)
@@ -149,13 +204,95 @@ class LLMTokenizer:
     """How the text is cut; shows which words are merged into one piece."""
     return self._processor.encode(text, out_type=str)
 
-  def pad(self, ids: Sequence[int], length: int) -> np.ndarray:
-    """int32 ids_L padded at the right; more ids than `length` is a `types.UserError`."""
-    if len(ids) > length:
-      raise types.UserError(f"prompt of {len(ids)} tokens: the model reads at most {length}")
-    out = np.full(length, PAD, np.int32)
-    out[: len(ids)] = ids
-    return out
+  def files(self) -> dict[str, str]:
+    """The model."""
+    return {"tokenizer.model": self.path}
+
+
+class FastTokenizer(Tokenizer):
+  """tokenizer.json of a published model; pad and end tokens are those of the tokenizer_config.json beside it.
+
+  What the file's own template puts around a text stays (Llama's begin token), and the end token is added
+  where the template has none (Qwen's). A config that names no pad token pads with the end token: a model
+  never sees what follows the first end. A text that spells out a special token is text.
+
+  Args:
+    path: the folder, or its tokenizer.json.
+
+  Raises:
+    types.UserError: a file that is missing or no such tokenizer, or an end or pad token that it lacks.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    folder = str(path) if os.path.isdir(path) else os.path.dirname(path)
+    self.path = os.path.join(folder, "tokenizer.json") if os.path.isdir(path) else str(path)
+    if not os.path.exists(self.path):
+      raise types.UserError(f"tokenizer {self.path}: no such file")
+    self._model = pathlib.Path(self.path).read_bytes()
+    try:
+      vocabulary = self._fast.get_vocab(with_added_tokens=True)
+    except Exception as e:  # the library raises nothing narrower
+      reason = " ".join(str(e).split())[:120]
+      raise types.UserError(f"tokenizer {self.path}: not a tokenizer.json ({reason})") from e
+    self.vocab_size = max(vocabulary.values(), default=-1) + 1
+    self._config = os.path.join(folder, "tokenizer_config.json")
+    special = _special_tokens(self._config)
+    for key, token in special.items():
+      if token not in vocabulary:
+        raise types.UserError(f"{self._config}: {key}={token!r} is no token of {self.path}")
+    self.eos_id, self.pad_id = (vocabulary[special[key]] for key in ("eos_token", "pad_token"))
+    about = b"%d %d " % (self.pad_id, self.eos_id) + self._model
+    self.sha256 = hashlib.sha256(about).hexdigest()
+
+  def __getstate__(self) -> dict:
+    return {k: v for k, v in self.__dict__.items() if k != "_fast"}
+
+  @functools.cached_property
+  def _fast(self) -> fast.Tokenizer:
+    tokenizer = fast.Tokenizer.from_str(self._model.decode())
+    # Published files may cut and pad, as their trainer last set it.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # as text
+    return tokenizer
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of many texts."""
+    rows = [encoding.ids for encoding in self._fast.encode_batch(list(texts))]
+    return [ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id] for ids in rows]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids; special tokens vanish."""
+    kept = [int(i) for i in ids if int(i) not in (self.pad_id, self.eos_id)]
+    return self._fast.decode(kept, skip_special_tokens=True)
+
+  def pieces(self, text: str) -> list[str]:
+    """How the text is cut, in the tokenizer's own spelling of bytes."""
+    return self._fast.encode(text, add_special_tokens=False).tokens
+
+  def files(self) -> dict[str, str]:
+    """The tokenizer and the config that names its special tokens."""
+    return {"tokenizer.json": self.path, "tokenizer_config.json": self._config}
+
+
+def _special_tokens(path: str) -> dict[str, str]:
+  """eos_token and pad_token of a tokenizer_config.json."""
+  try:
+    config = json.loads(pathlib.Path(path).read_text("utf-8"))
+  except OSError as e:
+    raise types.UserError(f"{path}: cannot read ({e.strerror}); it names the end token") from e
+  except ValueError as e:
+    raise types.UserError(f"{path}: not JSON ({e})") from e
+  found = {}
+  for key in ("eos_token", "pad_token"):
+    token = config.get(key) if isinstance(config, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is None and key == "pad_token":
+      token = found["eos_token"]
+    if not isinstance(token, str):
+      raise types.UserError(f"{path}: {key}={token!r}, expected a token")
+    found[key] = token
+  return found
 
 
 def to_fast(path: str | os.PathLike[str]) -> str:
@@ -228,7 +365,7 @@ def _seeds(corpus: Sequence[str]) -> list[str]:
 
 
 def encode_prompts(
-  tokenizer: LLMTokenizer, prompts: Sequence[str], max_tokens: int, glyph_bytes: int
+  tokenizer: Tokenizer, prompts: Sequence[str], max_tokens: int, glyph_bytes: int
 ) -> tuple[list[list[int]], np.ndarray]:
   """LLM ids of each prompt, not padded, and byt5_ids_BG of what they quote.
 

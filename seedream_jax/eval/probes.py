@@ -67,7 +67,7 @@ class Probe:
 
 def examples(
   spec: str,
-  tokenizer: tokenizers.LLMTokenizer,
+  tokenizer: tokenizers.Tokenizer,
   *,
   limit: int,
   kinds: Sequence[str] = ("long",),
@@ -105,6 +105,7 @@ def language(
   *,
   names: Sequence[str] = tuple(LABELS),
   batch_size: int = 256,
+  pad_id: int = tokenizers.PAD,
 ) -> dict[str, Probe]:
   """Probes each label in each language.
 
@@ -114,6 +115,7 @@ def language(
     test: what they are judged on.
     names: of LABELS.
     batch_size: B.
+    pad_id: of the tokenizer that made the examples.
 
   Returns:
     {"subject/zh": Probe}.
@@ -122,7 +124,7 @@ def language(
   out = {}
   for lang in sorted({e.lang for e in test}):
     ours = [[e for e in side if e.lang == lang] for side in (train, test)]
-    fit_BE, judge_BE = (_features(features_fn, side, length, batch_size) for side in ours)
+    fit_BE, judge_BE = (_features(features_fn, side, length, batch_size, pad_id) for side in ours)
     for name in names:
       fit, judge = ([e.labels[name] for e in side] for side in ours)
       out[f"{name}/{lang}"] = linear_probe(fit_BE, fit, judge_BE, judge)
@@ -201,13 +203,14 @@ def _features(
   side: Sequence[Example],
   length: int,
   batch_size: int,
+  pad_id: int,
 ) -> np.ndarray:
   out = []
   for start in range(0, len(side), batch_size):
-    ids_BL = np.full((batch_size, length), tokenizers.PAD, np.int32)
-    ids_BL[:, 0] = tokenizers.EOS  # rows that fill the last batch
+    ids_BL = np.full((batch_size, length), pad_id, np.int32)
     some = side[start : start + batch_size]
-    for row, example in zip(ids_BL, some):
+    filled = itertools.chain(some, itertools.repeat(some[-1]))  # up to the batch
+    for row, example in zip(ids_BL, filled):
       row[: len(example.ids)] = example.ids
     out.append(np.asarray(features_fn(ids_BL), np.float32)[: len(some)])
   return np.concatenate(out)

@@ -5,7 +5,7 @@ from typing import Any
 
 from seedream_jax import types
 from seedream_jax.engine import metrics, trees
-from seedream_jax.interop import diffusers, huggingface
+from seedream_jax.interop import config_json, diffusers
 
 _SUITES = ("heldout", "bench", "text", "hard")
 
@@ -57,7 +57,7 @@ def _training(config: dict[str, Any], workdir: str, dtype: str, weights: str) ->
 
 
 def _read(path: str) -> dict[str, Any]:
-  return huggingface.read_json(path) if os.path.exists(path) else {}
+  return config_json.read_json(path) if os.path.exists(path) else {}
 
 
 def _rows(workdir: str) -> list[dict[str, Any]]:

@@ -108,6 +108,11 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
   Raises:
     types.UserError: a choice that the stock classes do not have.
   """
+  if model.tokenizer.endswith(".json"):
+    # The pipeline's mask is ids != pad and its texts end as the template says: not so of every published tokenizer.
+    raise types.UserError(
+      f"tokenizer {model.tokenizer}: only a SentencePiece tokenizer is exported"
+    )
   configs = {
     "dit": transformer_json(model.configs["dit"]),
     "vae": vae_json(model.configs["vae"], model.params["vae"]["stats"]),

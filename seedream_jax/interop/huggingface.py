@@ -1,12 +1,12 @@
 """Published safetensors folders: their config.json as our configs, and their tensors streamed into sharded arrays.
 
-Decoder-only LLMs of the Qwen3, Qwen2.5 and Llama families, encoders of the T5 v1.1, mT5 and ByT5 families, and
-diffusers' AutoencoderKL. What a config says that the model here cannot do is an error that names the key: weights
-that load and compute something else are worse than none.
+Decoder-only LLMs of the Qwen3, Qwen2.5 and Llama families, encoders of the T5 v1.1, mT5 and ByT5 families,
+diffusers' AutoencoderKL, and the vision and text towers of CLIP, Chinese-CLIP and DINOv2. What a config says that
+the model here cannot do is an error that names the key: weights that load and compute something else are worse than
+none.
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,60 +18,32 @@ import numpy as np
 import safetensors
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.engine import trees
-from seedream_jax.interop import names
+from seedream_jax.interop import config_json, names, towers
 from seedream_jax.models import byt5, llm, vae
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _STEMS = ("model", "diffusion_pytorch_model")
-_MAX_JSON_BYTES = 64 << 20
 # What files hold beside the model: tied copies, buffers, and the half of T5 that writes.
 _IGNORED = {
   "llm": (r"(model\.)?(.*\.)?rotary_emb\.inv_freq",),
   "byt5": (r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"),
   "vae": (),
   "dit": (),  # an exported one
+  "clip": (r".*\.position_ids",),
+  "chinese_clip": (r".*\.position_ids",),
+  "dinov2": (r"embeddings\.mask_token",),  # read in its pretraining only
 }
-TABLES = {"dit": names.DIT, "llm": names.LLM, "byt5": names.T5, "vae": names.VAE}
-
-
-def read_json(path: str) -> dict[str, Any]:
-  """The object in a JSON file."""
-  try:
-    if os.path.getsize(path) > _MAX_JSON_BYTES:
-      raise ValueError("implausibly large")
-    with open(path, encoding="utf-8") as f:
-      found = json.load(f)
-  except OSError as e:
-    raise types.UserError(f"{path}: cannot read ({e.strerror})") from e
-  except ValueError as e:
-    raise types.UserError(f"{path}: not JSON ({e})") from e
-  if not isinstance(found, dict):
-    raise types.UserError(f"{path}: holds a {type(found).__name__}, expected an object")
-  return found
-
-
-class _Reader:
-  """config.json, key by key: what is not taken is not looked at, what is checked is named."""
-
-  def __init__(self, folder: str):
-    self.path = os.path.join(folder, "config.json")
-    self.raw = read_json(self.path)
-
-  def number(self, key: str, default: Any = None, kind: type = int) -> Any:
-    """A positive number, or `default` where the key is absent or null."""
-    value = self.raw.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
-      raise types.UserError(f"{self.path}: {key}={value!r}, expected a number above 0")
-    return kind(value)
-
-  def expect(self, key: str, allowed: Sequence[Any]) -> None:
-    """UserError unless the key is absent or one of `allowed`."""
-    if key in self.raw and self.raw[key] not in allowed:
-      raise types.UserError(
-        f"{self.path}: {key}={self.raw[key]!r}, this model can only {allowed[0]!r}"
-      )
+TABLES = {
+  "dit": names.DIT,
+  "llm": names.LLM,
+  "byt5": names.T5,
+  "vae": names.VAE,
+  "clip": names.CLIP,
+  "chinese_clip": names.CHINESE_CLIP,
+  "dinov2": names.DINOV2,
+}
 
 
 def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
@@ -80,7 +52,7 @@ def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
   Raises:
     types.UserError: another family, or a choice that `models.llm` does not have.
   """
-  c = _Reader(folder)
+  c = config_json.Reader.open(folder)
   kinds = {"qwen3": (True, False), "qwen2": (False, True), "llama": (False, False)}
   kind = c.raw.get("model_type")
   if kind not in kinds:
@@ -108,9 +80,31 @@ def llm_config(folder: str, **overrides: Any) -> llm.LLMConfig:
       "rope_theta": float(rope.get("rope_theta") or c.number("rope_theta", 10_000.0, float)),
       "rope_llama3": _llama3(c.path, rope),
       "norm_eps": c.number("rms_norm_eps", 1e-6, float),
+      **_ends(folder, c),
       **overrides,
     }
   )
+
+
+def _ends(folder: str, c: config_json.Reader) -> dict[str, int]:
+  """pad_id and eos_id: the tokenizer's, where the folder holds one, else config.json's; {} where neither says.
+
+  The tokenizer goes first: published configs of Qwen name no pad token, and texts are what it makes of them.
+  """
+  if os.path.exists(os.path.join(folder, "tokenizer.json")):
+    tokenizer = tokenizers.open_tokenizer(folder)
+    return {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+  ids = {}
+  for key in ("eos_token_id", "pad_token_id"):
+    value = c.raw.get(key)
+    value = value[0] if isinstance(value, list) and value else value  # several may end a chat
+    value = ids.get("eos_token_id") if value is None else value
+    if value is None:
+      return {}
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+      raise c.error(key, "a token's id")
+    ids[key] = value
+  return {"pad_id": ids["pad_token_id"], "eos_id": ids["eos_token_id"]}
 
 
 def _llama3(path: str, rope: Mapping[str, Any]) -> tuple[float, ...]:
@@ -151,6 +145,8 @@ def llm_json(cfg: llm.LLMConfig) -> dict[str, Any]:
     "rms_norm_eps": cfg.norm_eps,
     "tie_word_embeddings": cfg.tied,
     "attention_bias": False,
+    "pad_token_id": cfg.pad_id,
+    "eos_token_id": cfg.eos_id,
     "max_position_embeddings": 32_768,
     "rope_theta": cfg.rope_theta,  # transformers 4
     "rope_parameters": {"rope_theta": cfg.rope_theta, **rope},  # transformers 5
@@ -160,7 +156,7 @@ def llm_json(cfg: llm.LLMConfig) -> dict[str, Any]:
 
 def t5_config(folder: str, **overrides: Any) -> byt5.ByT5Config:
   """The ByT5Config of a published T5 v1.1, mT5 or ByT5 model."""
-  c = _Reader(folder)
+  c = config_json.Reader.open(folder)
   c.expect("model_type", ("t5", "mt5"))
   kind = c.raw.get("feed_forward_proj")
   if kind != "gated-gelu":
@@ -209,7 +205,7 @@ def t5_json(cfg: byt5.ByT5Config) -> dict[str, Any]:
 
 def vae_config(folder: str, **overrides: Any) -> vae.VAEConfig:
   """The VAEConfig of a diffusers AutoencoderKL."""
-  c = _Reader(folder)
+  c = config_json.Reader.open(folder)
   c.expect("_class_name", ("AutoencoderKL",))
   c.expect("act_fn", ("silu",))
   for key in ("use_quant_conv", "use_post_quant_conv"):
@@ -239,7 +235,7 @@ def vae_config(folder: str, **overrides: Any) -> vae.VAEConfig:
 
 def vae_stats(folder: str, cfg: vae.VAEConfig) -> dict[str, np.ndarray]:
   """stats/mean and stats/std of an AutoencoderKL: per channel where its config says so, else one for all."""
-  raw, found = read_json(os.path.join(folder, "config.json")), {}
+  raw, found = config_json.read_json(os.path.join(folder, "config.json")), {}
   defaults = {"mean": cfg.latent_shift, "std": 1.0 / cfg.latent_scale}
   for name, default in defaults.items():
     values = raw.get(f"latents_{name}")
@@ -252,7 +248,14 @@ def vae_stats(folder: str, cfg: vae.VAEConfig) -> dict[str, np.ndarray]:
   return found
 
 
-CONFIGS = {"llm": llm_config, "byt5": t5_config, "vae": vae_config}
+CONFIGS = {
+  "llm": llm_config,
+  "byt5": t5_config,
+  "vae": vae_config,
+  "clip": towers.clip_config,
+  "chinese_clip": towers.chinese_clip_config,
+  "dinov2": towers.dinov2_config,
+}
 
 
 class Source:
@@ -270,7 +273,8 @@ class Source:
   def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
     """A tensor, or the part of it that `index` names."""
     handle = self._handle(self._files[name])
-    return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
+    # A scalar has no slice; its index is ().
+    return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
   def _shape(self, name: str, file: str) -> tuple[int, ...]:
     try:
@@ -297,7 +301,7 @@ class Source:
     raise types.UserError(f"{self.folder}: no {_STEMS[0]}.safetensors or index of one there{hint}")
 
   def _weight_map(self, index: str) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
+    found = config_json.read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(f, str) for f in found.values()):
       raise types.UserError(f"{index}: weight_map is missing or no map of names to files")
     return found
@@ -325,7 +329,7 @@ def load_part(
   """Streams a published model into our tree, each process reading only what its shards hold.
 
   Args:
-    part: llm, byt5 or vae.
+    part: a key of TABLES.
     source: the folder.
     abstract: ShapeDtypeStructs of our leaves, with shardings where wanted; they set the dtypes.
     given: leaves that the other side keeps in its config.

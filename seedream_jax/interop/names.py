@@ -16,26 +16,37 @@ from seedream_jax.engine import trees
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-  """How an array changes on its way; `axes` takes ours to theirs."""
+  """How an array changes on its way: `axes` takes ours to theirs, then come `lead` dims of size one."""
 
   axes: tuple[int, ...] | None = None
+  lead: int = 0
 
   def to_theirs(self, x: np.ndarray) -> np.ndarray:
     """Ours as theirs."""
-    return x if self.axes is None else np.transpose(x, self.axes)
+    x = x if self.axes is None else np.transpose(x, self.axes)
+    return x.reshape((1,) * self.lead + x.shape)
 
   def to_ours(self, x: np.ndarray) -> np.ndarray:
     """Theirs as ours."""
+    x = x.reshape(x.shape[self.lead :])
     return x if self.axes is None else np.transpose(x, np.argsort(self.axes))
 
-  def shape(self, ours: Sequence[Any]) -> tuple[Any, ...]:
-    """Their shape, or index, of an array that has shape or index `ours` here."""
+  def shape(self, ours: Sequence[int]) -> tuple[int, ...]:
+    """Their shape of an array that has shape `ours` here."""
+    return (1,) * self.lead + self._order(ours)
+
+  def index(self, ours: Sequence[slice]) -> tuple[slice, ...]:
+    """Their index of what `ours` indexes here."""
+    return (slice(0, 1),) * self.lead + self._order(ours)
+
+  def _order(self, ours: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(ours) if self.axes is None else tuple(ours[a] for a in self.axes)
 
 
 SAME = Move()
 LINEAR = Move((1, 0))  # [in, out] -> [out, in]
 CONV = Move((3, 2, 0, 1))  # [h, w, in, out] -> [out, in, h, w]
+LEAD_1, LEAD_2 = Move(lead=1), Move(lead=2)
 
 # (regex on our path, their name, move). A name of None: kept in the other side's config, not among its tensors.
 Table = Sequence[tuple[str, str | None, Move]]
@@ -55,7 +66,7 @@ class Entry:
     self, read: Callable[[str, tuple[slice, ...]], np.ndarray], index: tuple[slice, ...]
   ) -> np.ndarray:
     """The part `index` of ours."""
-    return self.move.to_ours(read(self.name, self.move.shape(index)))
+    return self.move.to_ours(read(self.name, self.move.index(index)))
 
 
 def entries(table: Table, abstract: Any) -> list[Entry]:
@@ -86,7 +97,8 @@ def to_theirs(table: Table, params: Any) -> dict[str, np.ndarray]:
   out = {}
   for entry in entries(table, params):
     x = np.asarray(flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer])
-    out[entry.name] = np.ascontiguousarray(entry.move.to_theirs(x))
+    # Not ascontiguousarray, which makes a scalar a vector.
+    out[entry.name] = np.array(entry.move.to_theirs(x), order="C")
   return out
 
 
@@ -164,6 +176,97 @@ VAE: Table = (
   (_MID + r"attentions_0/group_norm/scale", r"\1.mid_block.attentions.0.group_norm.weight", SAME),
   (_MID + r"attentions_0/(to_.)/kernel", r"\1.mid_block.attentions.0.\2.weight", LINEAR),
   (_MID + r"attentions_0/(.*)/bias", r"\1.mid_block.attentions.0.\2.bias", SAME),
+)
+
+_SIDE = r"(vision|text)_model/"
+_LAYER = _SIDE + r"blocks/layers/"
+# CLIP's blocks; in Chinese-CLIP the vision tower's alone.
+_CLIP_BLOCKS: Table = (
+  (_LAYER + r"(self_attn|mlp)/(.*)/kernel", r"\1_model.encoder.layers.{i}.\2.\3.weight", LINEAR),
+  (_LAYER + r"(self_attn|mlp)/(.*)/bias", r"\1_model.encoder.layers.{i}.\2.\3.bias", SAME),
+  (_LAYER + r"(layer_norm.)/scale", r"\1_model.encoder.layers.{i}.\2.weight", SAME),
+  (_LAYER + r"(layer_norm.)/bias", r"\1_model.encoder.layers.{i}.\2.bias", SAME),
+)
+# What both have around them.
+_CLIP_FRAME: Table = (
+  (r"logit_scale", "logit_scale", SAME),
+  (r"(visual|text)_projection/kernel", r"\1_projection.weight", LINEAR),
+  (r"vision_model/class_embedding", "vision_model.embeddings.class_embedding", SAME),
+  (r"vision_model/patch_embedding/kernel", "vision_model.embeddings.patch_embedding.weight", CONV),
+  (r"vision_model/position_embedding", "vision_model.embeddings.position_embedding.weight", SAME),
+  (r"vision_model/pre_norm/scale", "vision_model.pre_layrnorm.weight", SAME),  # spelled so
+  (r"vision_model/pre_norm/bias", "vision_model.pre_layrnorm.bias", SAME),
+  (r"vision_model/post_norm/scale", "vision_model.post_layernorm.weight", SAME),
+  (r"vision_model/post_norm/bias", "vision_model.post_layernorm.bias", SAME),
+)
+# transformers' CLIPModel.
+CLIP: Table = (
+  *_CLIP_FRAME,
+  *_CLIP_BLOCKS,
+  (r"text_model/(.*_embedding)/embedding", r"text_model.embeddings.\1.weight", SAME),
+  (r"text_model/final_norm/scale", "text_model.final_layer_norm.weight", SAME),
+  (r"text_model/final_norm/bias", "text_model.final_layer_norm.bias", SAME),
+)
+
+
+def _blocks(prefix: str, theirs: str, layers: dict[str, str]) -> Table:
+  """Rules of blocks whose layers are called otherwise: {ours: theirs}, norms told by their name."""
+  out = []
+  for ours, name in layers.items():
+    weight = ("scale", SAME) if "norm" in ours else ("kernel", LINEAR)
+    out.append((f"{prefix}blocks/layers/{ours}/{weight[0]}", f"{theirs}.{name}.weight", weight[1]))
+    out.append((f"{prefix}blocks/layers/{ours}/bias", f"{theirs}.{name}.bias", SAME))
+  return tuple(out)
+
+
+# transformers' ChineseCLIPModel; its text tower is a BERT.
+CHINESE_CLIP: Table = (
+  *_CLIP_FRAME,
+  *_blocks(
+    "text_model/",
+    "text_model.encoder.layer.{i}",
+    {
+      "self_attn/q_proj": "attention.self.query",
+      "self_attn/k_proj": "attention.self.key",
+      "self_attn/v_proj": "attention.self.value",
+      "self_attn/out_proj": "attention.output.dense",
+      "layer_norm1": "attention.output.LayerNorm",
+      "mlp/fc1": "intermediate.dense",
+      "mlp/fc2": "output.dense",
+      "layer_norm2": "output.LayerNorm",
+    },
+  ),
+  *_CLIP_BLOCKS,
+  (r"text_model/(.*_embeddings)/embedding", r"text_model.embeddings.\1.weight", SAME),
+  (r"text_model/norm/scale", "text_model.embeddings.LayerNorm.weight", SAME),
+  (r"text_model/norm/bias", "text_model.embeddings.LayerNorm.bias", SAME),
+)
+
+# transformers' Dinov2Model.
+DINOV2: Table = (
+  (r"class_embedding", "embeddings.cls_token", LEAD_2),
+  (r"position_embedding", "embeddings.position_embeddings", LEAD_1),
+  (r"patch_embedding/kernel", "embeddings.patch_embeddings.projection.weight", CONV),
+  (r"patch_embedding/bias", "embeddings.patch_embeddings.projection.bias", SAME),
+  (r"post_norm/scale", "layernorm.weight", SAME),
+  (r"post_norm/bias", "layernorm.bias", SAME),
+  (r"blocks/layers/(layer_scale.)", r"encoder.layer.{i}.\1.lambda1", SAME),
+  *_blocks(
+    "",
+    "encoder.layer.{i}",
+    {
+      "self_attn/q_proj": "attention.attention.query",
+      "self_attn/k_proj": "attention.attention.key",
+      "self_attn/v_proj": "attention.attention.value",
+      "self_attn/out_proj": "attention.output.dense",
+      "layer_norm1": "norm1",
+      "layer_norm2": "norm2",
+      "mlp/fc1": "mlp.fc1",
+      "mlp/fc2": "mlp.fc2",
+      "mlp/weights_in": "mlp.weights_in",
+      "mlp/weights_out": "mlp.weights_out",
+    },
+  ),
 )
 
 # torch_twin.Transformer: our own paths with dots.

@@ -67,6 +67,22 @@ class RMSNorm(nnx.Module):
     return (x_f32 / rms * scale).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+  """Mean and variance taken out over the last dim, then scale and bias, in float32; returns x's dtype."""
+
+  def __init__(self, dim: int, *, eps: float, rngs: nnx.Rngs):
+    del rngs
+    self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Norms the last dim."""
+    lead = tuple(range(x.ndim - 1))
+    scale, bias = (jnp.expand_dims(p[...], lead) for p in (self.scale, self.bias))
+    return (layer_norm(x.astype(jnp.float32), self.eps) * scale + bias).astype(x.dtype)
+
+
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
   """LayerNorm without affine, in float32; adaLN supplies scale and shift."""
   x_f32 = x.astype(jnp.float32)

@@ -16,12 +16,13 @@ from flax import nnx
 from seedream_jax.models import layers, variants
 from seedream_jax.ops import attention, rope
 
-PAD, EOS = 0, 3  # data/tokenizers.py; text = pieces + [eos], padded at the right
-
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
-  """Sizes and switches; the defaults of the switches are Qwen3's."""
+  """Sizes and switches; the defaults of the switches are Qwen3's, those of the ids data/tokenizers.py's.
+
+  A text is its pieces and `eos_id`, padded at the right with `pad_id`; the two may be one.
+  """
 
   vocab_size: int
   width: int
@@ -36,6 +37,8 @@ class LLMConfig:
   rope_theta: float = 1e6
   rope_llama3: tuple[float, ...] = ()  # Llama 3.1's stretched frequencies, see ops/rope.py
   norm_eps: float = 1e-6
+  pad_id: int = 0
+  eos_id: int = 3
   remat: str = "none"
   dtype: str = "float32"
 
@@ -153,6 +156,22 @@ class LLM(nnx.Module):
       self.embed_tokens.attend(features_BLE) if self.cfg.tied else self.lm_head(features_BLE)
     )
     return scores_BLV.astype(jnp.float32)
+
+
+def text_mask(cfg: LLMConfig, ids_BL: jax.Array) -> jax.Array:
+  """mask_BL, True on a text's tokens, its end included.
+
+  Where texts are padded with the end token (Llama, Qwen's base models), a text goes up to the first one.
+  """
+  if cfg.pad_id != cfg.eos_id:
+    return ids_BL != cfg.pad_id
+  is_end_BL = ids_BL == cfg.eos_id
+  return jnp.cumsum(is_end_BL, axis=1) - is_end_BL == 0
+
+
+def empty_prompt(cfg: LLMConfig, shape: tuple[int, int]) -> jax.Array:
+  """int32 ids of `shape` (B, L) that say nothing: [eos], padded."""
+  return jnp.full(shape, cfg.pad_id, jnp.int32).at[:, 0].set(cfg.eos_id)
 
 
 def pooled(features_BLE: jax.Array, mask_BL: jax.Array) -> jax.Array:

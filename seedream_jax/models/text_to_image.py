@@ -73,9 +73,11 @@ class TextToImage:
       may see.
     """
     types.check_dims(llm_ids_BL=llm_ids_BL, byt5_ids_BG=byt5_ids_BG)
+    cfg = self.configs["llm"]
     if drop_llm_B is not None:
-      llm_ids_BL = jnp.where(drop_llm_B[:, None], empty_prompt(llm_ids_BL.shape), llm_ids_BL)
-    mask_BL = llm_ids_BL != llm.PAD
+      empty_BL = llm.empty_prompt(cfg, llm_ids_BL.shape)
+      llm_ids_BL = jnp.where(drop_llm_B[:, None], empty_BL, llm_ids_BL)
+    mask_BL = llm.text_mask(cfg, llm_ids_BL)
     mask_BG = (byt5_ids_BG != byt5.PAD) & (byt5_ids_BG[:, :1] != byt5.EOS)
     if drop_byt5_B is not None:
       mask_BG = mask_BG & ~drop_byt5_B[:, None]
@@ -120,11 +122,6 @@ class TextToImage:
     """The image in [-1, 1] of a normalised latent, float32."""
     model = self.parts["vae"].bind(params["vae"])
     return jnp.clip(model.decode(model.denormalize(z_BHWC)).astype(jnp.float32), -1.0, 1.0)
-
-
-def empty_prompt(shape: tuple[int, int]) -> jax.Array:
-  """int32 ids of `shape` (B, L) that say nothing: [eos], padded."""
-  return jnp.full(shape, llm.PAD, jnp.int32).at[:, 0].set(llm.EOS)
 
 
 def _part(name: str, cfg, dtype: str) -> types.Part:

@@ -20,6 +20,7 @@ from seedream_jax.data import records, tokenizers, transforms
 from seedream_jax.engine import checkpoint
 from seedream_jax.eval import judges as judges_lib
 from seedream_jax.eval import ocr, probes, suites
+from seedream_jax.models import llm
 from seedream_jax.run import open as open_lib
 
 
@@ -67,13 +68,16 @@ def vae(folder: str, data: str, world: str, num: int) -> dict[str, float]:
 
 def language(folder: str, data: str, tokenizer_path: str, num: int) -> dict[str, float]:
   """{zh, en: worst of the gated probes, "subject/zh": ...}; fitted on `data`:train, judged on `data`:val."""
-  _, stage, params = open_players(folder)
+  config, stage, params = open_players(folder)
   features = _predict_fn(folder, stage, "features")
   fn = jax.jit(lambda ids_BL: features(params, {}, {"train": {"llm_ids_BL": ids_BL}}, None))
-  tokenizer = tokenizers.LLMTokenizer(tokenizer_path)
+  tokenizer = tokenizers.open_tokenizer(tokenizer_path)
+  open_lib.check_tokenizer(tokenizer, llm.make_config(**config.model.llm))
   fit = probes.examples(f"{data}:train", tokenizer, limit=num)
   test = probes.examples(f"{data}:val", tokenizer, limit=num // 4)
-  found = {k: p.accuracy for k, p in probes.language(fn, fit, test).items()}
+  found = {
+    k: p.accuracy for k, p in probes.language(fn, fit, test, pad_id=tokenizer.pad_id).items()
+  }
   worst = {lang: min(found[f"{name}/{lang}"] for name in probes.GATED) for lang in ("zh", "en")}
   return worst | found
 

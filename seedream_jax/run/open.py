@@ -24,6 +24,7 @@ from absl import logging
 from seedream_jax import types
 from seedream_jax.data import glyphs, loader, tokenizers
 from seedream_jax.engine import checkpoint, mesh, optim, sharding, trees
+from seedream_jax.models import llm
 from seedream_jax.run import step as step_lib
 
 GROUPS = (
@@ -240,9 +241,31 @@ def init_from(params: types.Params, config: ml_collections.ConfigDict, player: s
   return found if "+" in player else found[player]
 
 
-def open_tokenizer(config: ml_collections.ConfigDict) -> tokenizers.LLMTokenizer | None:
-  """The config's tokenizer, where it names one."""
-  return tokenizers.LLMTokenizer(config.data.tokenizer) if config.data.tokenizer else None
+def open_tokenizer(config: ml_collections.ConfigDict) -> tokenizers.Tokenizer | None:
+  """The config's tokenizer, where it names one; UserError where the config's LLM cannot read its ids."""
+  if not config.data.tokenizer:
+    return None
+  tokenizer = tokenizers.open_tokenizer(config.data.tokenizer)
+  if "llm" in config.model:
+    check_tokenizer(tokenizer, llm.make_config(**config.model.llm))
+  return tokenizer
+
+
+def check_tokenizer(tokenizer: tokenizers.Tokenizer, cfg: llm.LLMConfig) -> None:
+  """UserError unless the model's pad and end tokens are the tokenizer's and its table has all ids.
+
+  JAX clamps an id beyond the table, and a mask made of another pad id hides the wrong tokens: both go unseen.
+  """
+  for key in ("pad_id", "eos_id"):
+    ours, theirs = getattr(cfg, key), getattr(tokenizer, key)
+    if ours != theirs:
+      raise types.UserError(
+        f"model.llm.{key}: {ours}, but the tokenizer {tokenizer.path} has {theirs}"
+      )
+  if tokenizer.vocab_size > cfg.vocab_size:
+    raise types.UserError(
+      f"model.llm.vocab_size: {cfg.vocab_size}, but the tokenizer {tokenizer.path} has {tokenizer.vocab_size} ids"
+    )
 
 
 def encode_prompts(

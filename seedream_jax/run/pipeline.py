@@ -1,7 +1,7 @@
 """Prompts in, pictures out: the sampler that sample and evaluate share.
 
-A pipeline opens from a weights folder (`dit, vae, llm, byt5.safetensors, tokenizer.model, config.json`) or from a
-training workdir, whose newest whole checkpoint gives the DiT and whose config names the frozen parts.
+A pipeline opens from a weights folder (`dit, vae, llm, byt5.safetensors, config.json, tokenizer.model or .json`) or
+from a training workdir, whose newest whole checkpoint gives the DiT and whose config names the frozen parts.
 
 Dims: B batch, H W latent grid, C channels.
 """
@@ -58,7 +58,8 @@ class Pipeline:
     tokenizer_path: str,
   ):
     self.config, self.stage, self.params = config, stage, params
-    self.tokenizer = tokenizers.LLMTokenizer(tokenizer_path)
+    self.tokenizer = tokenizers.open_tokenizer(tokenizer_path)
+    open_lib.check_tokenizer(self.tokenizer, stage.model.configs["llm"])
     stream = config.data.streams.train
     self.text_buckets = tuple(sorted(stream.text_buckets))
     self.glyph_bytes = stream.glyph_bytes
@@ -157,7 +158,9 @@ def open_pipeline(path: str, weights: str = "ema") -> Pipeline:
     )
     for name in PARTS
   }
-  return Pipeline(config, stage, params, os.path.join(path, "tokenizer.model"))
+  own = os.path.exists(os.path.join(path, "tokenizer.json"))
+  tokenizer = os.path.join(path, "tokenizer.json" if own else "tokenizer.model")
+  return Pipeline(config, stage, params, tokenizer)
 
 
 def _from_workdir(config: ml_collections.ConfigDict, workdir: str, weights: str) -> Pipeline:

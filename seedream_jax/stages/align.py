@@ -21,11 +21,19 @@ from seedream_jax import types
 from seedream_jax.models import byt5, clip, glyph_tower, llm
 
 
-def next_token_loss(logits_BLV: jax.Array, ids_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """-log p of each token given those before it, and where it counts; both [B, L - 1]."""
+def next_token_loss(
+  logits_BLV: jax.Array, ids_BL: jax.Array, mask_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """-log p of each token given those before it, and where it counts; both [B, L - 1].
+
+  Args:
+    logits_BLV: next-token scores.
+    ids_BL: the texts.
+    mask_BL: True on their tokens, the end included.
+  """
   target_BL = ids_BL[:, 1:]
   loss_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV[:, :-1], target_BL)
-  return loss_BL, (target_BL != llm.PAD).astype(jnp.float32)
+  return loss_BL, mask_BL[:, 1:].astype(jnp.float32)
 
 
 def recall_loss(model: llm.LLM, features_BLE: jax.Array, ids_BL: jax.Array) -> jax.Array:
@@ -181,7 +189,7 @@ class Pair(_Align):
     ids_BL = stream["llm_ids_BL"]
     features_BLE = model(ids_BL)
     x_BP = tower.image(stream["image_BHWC"])
-    y_BP = tower.text(llm.pooled(features_BLE, ids_BL != llm.PAD))
+    y_BP = tower.text(llm.pooled(features_BLE, llm.text_mask(model.cfg, ids_BL)))
     same_BB = jnp.all(ids_BL[:, None] == ids_BL[None], axis=-1)
     pair_B = contrastive_loss(x_BP, y_BP, tower.scale(), same_BB)
     language_B, metrics = _language(model, features_BLE, ids_BL, self._recall_weight)
@@ -281,10 +289,11 @@ def _language(
 ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
   """Next-token and recall loss of each text, a mean over its tokens; metrics a mean over all tokens."""
   logits_BLV = model.logits(features_BLE)
-  next_BL, next_weight_BL = next_token_loss(logits_BLV, ids_BL)
+  mask_BL = llm.text_mask(model.cfg, ids_BL)
+  next_BL, next_weight_BL = next_token_loss(logits_BLV, ids_BL, mask_BL)
   right_BL = jnp.argmax(logits_BLV[:, :-1], axis=-1) == ids_BL[:, 1:]
   recall_BL = recall_loss(model, features_BLE, ids_BL)
-  weight_BL = (ids_BL != llm.PAD).astype(jnp.float32)
+  weight_BL = mask_BL.astype(jnp.float32)
   next_B, recall_B = (
     jnp.sum(loss * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
     for loss, weight in ((next_BL, next_weight_BL), (recall_BL, weight_BL))
@@ -302,7 +311,8 @@ def _features(part: types.Part) -> Callable:
   def features(params, frozen, batch, rng):
     del frozen, rng
     ids_BL = batch["train"]["llm_ids_BL"]
-    return llm.pooled(part.bind(params["llm"])(ids_BL), ids_BL != llm.PAD)
+    model = part.bind(params["llm"])
+    return llm.pooled(model(ids_BL), llm.text_mask(model.cfg, ids_BL))
 
   return features
 

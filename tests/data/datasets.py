@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tokenizers as fast
 
 from seedream_jax.data import records, tokenizers, transforms
 
@@ -64,6 +65,33 @@ def write(directory: str, num: int, *, split: str = "train", shards: int = 2, **
     count = records.write_shard(path, schema, (example(row, **kwargs) for row in rows))
     sizes.append((count, os.path.getsize(path)))
   records.write_metadata(directory, "tiny", schema, {split: sizes}, "for tests")
+  return directory
+
+
+def fast_tokenizer(directory: str, *, template: str = "", **config) -> str:
+  """A folder with a tokenizer.json of Qwen's kind, byte-level BPE, and its tokenizer_config.json.
+
+  Args:
+    directory: made; its files are replaced.
+    template: what stands around a text, as "<|im_start|> $A"; none by default.
+    config: of tokenizer_config.json; the end and pad tokens are Qwen3's.
+  """
+  os.makedirs(directory, exist_ok=True)
+  special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+  made = fast.Tokenizer(fast.models.BPE())
+  made.pre_tokenizer = fast.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = fast.decoders.ByteLevel()
+  alphabet = fast.pre_tokenizers.ByteLevel.alphabet()
+  trainer = fast.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+  made.train_from_iterator([c["text"] for row in range(40) for c in captions_of(row)], trainer)
+  made.add_special_tokens(special)  # after the text's pieces, as published
+  if template:
+    ids = [(token, made.token_to_id(token)) for token in special]
+    made.post_processor = fast.processors.TemplateProcessing(single=template, special_tokens=ids)
+  made.save(os.path.join(directory, "tokenizer.json"))
+  config = dict(eos_token="<|im_end|>", pad_token="<|endoftext|>") | config
+  with open(os.path.join(directory, "tokenizer_config.json"), "w") as f:
+    json.dump(config, f)
   return directory
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 import ml_collections
 import numpy as np
@@ -12,6 +13,7 @@ from absl.testing import absltest, parameterized
 
 from seedream_jax import types
 from seedream_jax.data import loader, records, tokenizers, transforms
+from seedream_jax.models import llm
 from tests.data import datasets
 
 FEATURES = ("id_B", "image_BHWC", "llm_ids_BL", "byt5_ids_BG", "size_B2")
@@ -56,6 +58,23 @@ class LoaderTest(parameterized.TestCase):
       for key in a:
         np.testing.assert_array_equal(a[key], b[key])
         self.assertEqual(a[key].dtype, b[key].dtype)
+
+  def test_texts_are_padded_with_the_tokenizers_own_id(self):
+    """As Qwen's are, whose pad and end ids are others than ours; and as its base models', where they are one."""
+    for eos in ("<|im_end|>", "<|endoftext|>"):
+      path = datasets.fast_tokenizer(f"{self.root}/fast", eos_token=eos)
+      self.enterContext(mock.patch.object(self, "tokenizer", tokenizers.open_tokenizer(path)))
+      cfg = llm.LLMConfig(
+        400, 8, 1, 1, 1, 8, 8, pad_id=self.tokenizer.pad_id, eos_id=self.tokenizer.eos_id
+      )
+      made = self.make(text_buckets=(16, 64, 128))
+      for batch in self.take(made, 6):
+        mask_BL = np.asarray(llm.text_mask(cfg, batch["llm_ids_BL"]))
+        for ids_L, mask_L, record in zip(batch["llm_ids_BL"], mask_BL, batch["id_B"]):
+          texts = {c["text"]: c for c in datasets.captions_of(int(record) - 1000)}
+          self.assertIn(self.tokenizer.decode(ids_L[mask_L]), texts)
+          self.assertEqual(ids_L[mask_L][-1], self.tokenizer.eos_id)
+          self.assertTrue((ids_L[~mask_L] == self.tokenizer.pad_id).all())
 
   def test_a_batch_is_what_the_records_say(self):
     made = self.make()

@@ -1,6 +1,7 @@
 """Quotes are found, texts come back, training is a function of the texts alone."""
 
 import hashlib
+import json
 import os
 import pathlib
 import pickle
@@ -8,10 +9,12 @@ import random
 import tempfile
 
 import numpy as np
+import tokenizers as fast
 from absl.testing import absltest, parameterized
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers
+from tests.data import datasets
 
 _ZH = ("熊猫", "灯笼", "红色", "背景", "海报", "写着", "左上角")
 _EN = ("panda", "lantern", "red", "background", "poster", "with", "on", "left")
@@ -151,6 +154,103 @@ class LLMTokenizerTest(parameterized.TestCase):
       tokenizers.train_sentencepiece(["", " \n"], f"{self.dir}/x.model", 500)
     with self.assertRaisesRegex(types.UserError, "vocab_size 3 is refused"):
       tokenizers.train_sentencepiece(corpus(), f"{self.dir}/x.model", 3)
+
+
+class FastTokenizerTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.dir = self.enterContext(tempfile.TemporaryDirectory())
+
+  @parameterized.parameters(
+    "a red panda",
+    "写着“春”的海报",
+    "龘🐼 was never seen",
+    "  two  spaces ",
+    "tab\tand\nnewline",
+    "",
+  )
+  def test_round_trip(self, text):
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.dir))
+    ids = made.encode(text)
+    self.assertEqual(ids.count(made.eos_id), 1)
+    self.assertEqual(ids[-1], made.eos_id)
+    self.assertNotIn(made.pad_id, ids)
+    padded = made.pad(ids, len(ids) + 3)
+    self.assertEqual(padded.tolist(), ids + [made.pad_id] * 3)
+    self.assertEqual(made.decode(padded), text)
+    self.assertLess(max(ids), made.vocab_size)
+
+  def test_ids_are_the_configs(self):
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.dir))
+    names = {i: made._fast.id_to_token(i) for i in (made.pad_id, made.eos_id)}
+    self.assertEqual(names, {made.pad_id: "<|endoftext|>", made.eos_id: "<|im_end|>"})
+    self.assertEqual(made.vocab_size, made.eos_id + 1)
+    base = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.dir, eos_token="<|endoftext|>"))
+    self.assertEqual((base.pad_id, base.eos_id), (made.pad_id, made.pad_id))
+    none = tokenizers.open_tokenizer(
+      datasets.fast_tokenizer(self.dir, pad_token=None, eos_token=dict(content="<|im_end|>"))
+    )
+    self.assertEqual((none.pad_id, none.eos_id), (made.eos_id, made.eos_id))
+    self.assertLen({made.sha256, base.sha256, none.sha256}, 3)
+
+  @parameterized.parameters(
+    ("<|im_start|> $A", ["<|im_start|>", "a", "<|im_end|>"]),
+    ("$A <|im_end|>", ["a", "<|im_end|>"]),
+  )
+  def test_the_files_template_stays_and_the_end_comes_once(self, template, want):
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.dir, template=template))
+    self.assertEqual([made._fast.id_to_token(i) for i in made.encode("a")], want)
+    self.assertEqual(made.decode(made.encode("a")), "a")
+
+  def test_a_typed_special_token_is_text(self):
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.dir))
+    for text in ("a<|im_end|>b", "<|endoftext|>"):
+      ids = made.encode(text)
+      self.assertEqual((ids.count(made.eos_id), ids.count(made.pad_id)), (1, 0))
+      self.assertEqual(made.decode(ids), text)
+
+  def test_the_files_own_cutting_and_padding_are_off(self):
+    path = os.path.join(datasets.fast_tokenizer(self.dir), "tokenizer.json")
+    plain = tokenizers.open_tokenizer(path).encode("a red panda, a red panda")
+    made = fast.Tokenizer.from_file(path)
+    made.enable_truncation(2)
+    made.enable_padding(length=50, pad_id=7)
+    made.save(path)
+    self.assertEqual(tokenizers.open_tokenizer(path).encode("a red panda, a red panda"), plain)
+
+  def test_an_exported_tokenizer_reads_as_the_one_it_was(self):
+    ours = tokenizers.train_sentencepiece(corpus(), f"{self.dir}/t.model", 500)
+    pathlib.Path(self.dir, "tokenizer.json").write_text(tokenizers.to_fast(ours.path))
+    special = json.dumps({"eos_token": "</s>", "pad_token": "<pad>"})
+    pathlib.Path(self.dir, "tokenizer_config.json").write_text(special)
+    made = tokenizers.open_tokenizer(self.dir)
+    self.assertEqual((made.pad_id, made.eos_id), (ours.pad_id, ours.eos_id))
+    self.assertEqual(made.vocab_size, ours.vocab_size)
+    texts = ["a red panda", "写着“春”的海报", "龘", ""]
+    self.assertEqual(made.encode_batch(texts), ours.encode_batch(texts))
+
+  def test_survives_pickling(self):
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.dir))
+    copy = pickle.loads(pickle.dumps(made))
+    self.assertEqual(copy.encode("红色 panda"), made.encode("红色 panda"))
+
+  def test_errors(self):
+    with self.assertRaisesRegex(types.UserError, "tokenizer .*tokenizer.json: no such file"):
+      tokenizers.open_tokenizer(self.dir)
+    path = pathlib.Path(datasets.fast_tokenizer(self.dir, eos_token="<eos>"))
+    with self.assertRaisesRegex(
+      types.UserError, "eos_token='<eos>' is no token of .*tokenizer.json"
+    ):
+      tokenizers.open_tokenizer(self.dir)
+    datasets.fast_tokenizer(self.dir, eos_token=None)
+    with self.assertRaisesRegex(types.UserError, "eos_token=None, expected a token"):
+      tokenizers.open_tokenizer(self.dir)
+    (path / "tokenizer_config.json").unlink()
+    with self.assertRaisesRegex(types.UserError, "cannot read .*; it names the end token"):
+      tokenizers.open_tokenizer(self.dir)
+    (path / "tokenizer.json").write_text("{}")
+    with self.assertRaisesRegex(types.UserError, "tokenizer.json: not a tokenizer.json"):
+      tokenizers.open_tokenizer(self.dir)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class EncodeTest(parameterized.TestCase):
   def test_text_features_reach_the_loader(self):
     tokenizer = datasets.tokenizer(self.dir)
     about = {"sha256": "l" * 64, "tokenizer_sha256": tokenizer.sha256}
-    about["empty_features"] = encode.empty_features(fake_llm)
+    about["empty_features"] = encode.empty_features(fake_llm, tokenizer.eos_id)
     plan = plan_of(self.data, llm=about)
     self.encode(plan, encode_texts=fake_llm, tokenizer=tokenizer)
     features = ("id_B", "latent_BHWC", "llm_ids_BL", "llm_features_BLE", "llm_empty_BE")

@@ -52,6 +52,18 @@ class LanguageTest(parameterized.TestCase):
     failing = probes.failing(accuracy, probes.LANGUAGE_GATE)
     self.assertEqual(set(failing), {"colour/zh", "colour/en"})
 
+  def test_padding_is_the_tokenizers_and_the_last_batch_is_full_of_texts(self):
+    seen, side = [], [probes.Example(ids, "en", {}) for ids in ((5, 6, 1), (5, 1), (7, 1))]
+
+    def features(ids_BL):
+      seen.append(ids_BL.copy())
+      return ids_BL[:, :2]
+
+    got = probes._features(features, side, 4, 2, pad_id=30)
+    want = [[[5, 6, 1, 30], [5, 1, 30, 30]], [[7, 1, 30, 30], [7, 1, 30, 30]]]
+    np.testing.assert_array_equal(seen, want)
+    np.testing.assert_array_equal(got, [[5, 6], [5, 1], [7, 1]])
+
   def test_needs_to_generalise(self):
     """Noise separates the training examples; it must not count."""
     rng = np.random.default_rng(0)

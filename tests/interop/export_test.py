@@ -22,7 +22,7 @@ from seedream_jax.interop import card, diffusers, huggingface, names
 from seedream_jax.models import dit, llm
 from seedream_jax.run import open as open_lib
 from seedream_jax.run import pipeline
-from tests.interop.huggingface_test import relative
+from tests.interop.parity import relative
 from tests.run import bad_input_test
 
 NANO = "weights/nano"
@@ -156,6 +156,13 @@ class NamesTest(parameterized.TestCase):
       with self.assertRaisesRegex(types.UserError, name):
         card.write(model, root, "x/name", "float32", "ema")
       os.remove(os.path.join(root, name))
+
+  def test_a_published_tokenizer_is_refused(self):
+    model = diffusers.Model({}, {}, "w/tokenizer.json", 1.0, 0.0, (8,), 64, {})
+    with self.assertRaisesRegex(
+      types.UserError, "w/tokenizer.json: only a SentencePiece tokenizer"
+    ):
+      diffusers.write(tempfile.mkdtemp(), model, "float32", "")
 
   @pytest.mark.heavy  # compiles an initialiser for every part
   def test_ema_or_raw_parameters_of_a_workdir(self):

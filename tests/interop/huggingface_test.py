@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,12 @@ import safetensors.numpy
 from absl.testing import absltest, parameterized
 
 from seedream_jax import types
+from seedream_jax.data import tokenizers
 from seedream_jax.engine import mesh, sharding, trees
 from seedream_jax.interop import huggingface, names
-from seedream_jax.models import byt5, llm, vae
-
-MODELS = {"llm": llm.LLM, "byt5": byt5.ByT5, "vae": vae.VAE}
-
-
-def load(part: str, folder: str, **overrides):
-  """(Part, params) of a published folder."""
-  cfg = huggingface.CONFIGS[part](folder, **overrides)
-  model = types.Part.from_module(lambda rngs: MODELS[part](cfg, rngs=rngs))
-  given = huggingface.vae_stats(folder, cfg) if part == "vae" else None
-  source = huggingface.Source(folder)
-  return model, huggingface.load_part(part, source, model.abstract, given=given)
-
-
-def relative(got, want) -> float:
-  """max |got - want| / max |want|."""
-  got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
-  return float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
+from seedream_jax.models import byt5, llm
+from tests.data import datasets
+from tests.interop import parity
 
 
 def tiny_llm(folder: str, **changes) -> str:
@@ -42,7 +27,6 @@ def tiny_llm(folder: str, **changes) -> str:
   part = types.Part.from_module(lambda rngs: llm.LLM(cfg, rngs=rngs))
   tensors = names.to_theirs(names.LLM, part.init(jax.random.key(0)))
   tensors = {f"model.{name}": x for name, x in tensors.items()}
-  os.makedirs(folder, exist_ok=True)
   with open(os.path.join(folder, "config.json"), "w") as f:
     json.dump(huggingface.llm_json(cfg) | changes, f)
   shards, files = [sorted(tensors)[::2], sorted(tensors)[1::2]], {}
@@ -58,7 +42,7 @@ def tiny_llm(folder: str, **changes) -> str:
 class RefusalsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.folder = tiny_llm(tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir()))
+    self.folder = tiny_llm(parity.folder())
 
   def _edit(self, file: str, change) -> None:
     path = os.path.join(self.folder, file)
@@ -69,7 +53,7 @@ class RefusalsTest(parameterized.TestCase):
       json.dump(found, f)
 
   def test_loads_sharded(self):
-    part, params = load("llm", self.folder)
+    part, params = parity.load("llm", self.folder)
     device_mesh = mesh.make(dict(data=1, fsdp=4, tensor=2, context=1), jax.devices())
     rules = ((".*(q_proj|gate_proj)/kernel", (None, "fsdp", "tensor")), (".*", ()))
     abstract = sharding.abstract(part.abstract, sharding.infer(part.abstract, rules, device_mesh))
@@ -89,7 +73,26 @@ class RefusalsTest(parameterized.TestCase):
   def test_config(self, change, message):
     self._edit("config.json", lambda found: found.update(change))
     with self.assertRaisesRegex(types.UserError, message):
-      load("llm", self.folder)
+      parity.load("llm", self.folder)
+
+  def test_pad_and_end_tokens(self):
+    cfg = huggingface.llm_config(self.folder)
+    self.assertEqual((cfg.pad_id, cfg.eos_id), (0, 3))
+    for ids, want in (
+      (dict(eos_token_id=7, pad_token_id=9), (9, 7)),
+      (dict(eos_token_id=[5, 7], pad_token_id=None), (5, 5)),
+      (dict(eos_token_id=None, pad_token_id=None), (0, 3)),
+    ):
+      self._edit("config.json", lambda found, ids=ids: found.update(ids))
+      cfg = huggingface.llm_config(self.folder)
+      self.assertEqual((cfg.pad_id, cfg.eos_id), want)
+    self._edit("config.json", lambda found: found.update(eos_token_id="</s>"))
+    with self.assertRaisesRegex(types.UserError, "eos_token_id='</s>', expected a token's id"):
+      huggingface.llm_config(self.folder)
+    # The tokenizer that stands beside the weights knows better.
+    made = tokenizers.open_tokenizer(datasets.fast_tokenizer(self.folder))
+    cfg = huggingface.llm_config(self.folder)
+    self.assertEqual((cfg.pad_id, cfg.eos_id), (made.pad_id, made.eos_id))
 
   def test_index(self):
     def elsewhere(found):
@@ -100,10 +103,10 @@ class RefusalsTest(parameterized.TestCase):
 
     self._edit("model.safetensors.index.json", unknown)
     with self.assertRaisesRegex(types.UserError, "has no tensor 'model.extra.weight'"):
-      load("llm", self.folder)
+      parity.load("llm", self.folder)
     self._edit("model.safetensors.index.json", elsewhere)
     with self.assertRaisesRegex(types.UserError, "is no .safetensors file of that folder"):
-      load("llm", self.folder)
+      parity.load("llm", self.folder)
 
   def test_leftover_and_shape(self):
     file = os.path.join(self.folder, "model.safetensors")
@@ -123,7 +126,7 @@ class RefusalsTest(parameterized.TestCase):
     ):
       safetensors.numpy.save_file(tensors | change, file)
       with self.assertRaisesRegex(types.UserError, message):
-        load("llm", self.folder)
+        parity.load("llm", self.folder)
 
   def test_pickle(self):
     for name in os.listdir(self.folder):
@@ -132,13 +135,7 @@ class RefusalsTest(parameterized.TestCase):
     with open(os.path.join(self.folder, "pytorch_model.bin"), "wb"):
       pass
     with self.assertRaisesRegex(types.UserError, "pytorch_model.bin is a pickle"):
-      load("llm", self.folder)
-
-
-def _save(model) -> str:
-  folder = tempfile.mkdtemp(dir=absltest.get_default_test_tmpdir())
-  model.save_pretrained(folder, max_shard_size="40KB")
-  return folder
+      parity.load("llm", self.folder)
 
 
 @pytest.mark.heavy
@@ -192,10 +189,10 @@ class ParityTest(parameterized.TestCase):
     )
     torch.manual_seed(0)
     reference = classes[family][1](config).eval()
-    _randomise(reference)
+    parity.randomise(reference)
     ids = np.random.RandomState(0).randint(1, 101, (3, 130))
     mask = np.arange(130)[None] < np.array([[130], [41], [1]])
-    part, params = load("llm", _save(reference))
+    part, params = parity.load("llm", parity.save(reference))
     self.assertEqual(part.bind(params).cfg.tied, tied)
 
     def ours(dtype):
@@ -206,14 +203,14 @@ class ParityTest(parameterized.TestCase):
       features = bound(jnp.asarray(ids), jnp.asarray(mask))
       return np.asarray(bound.logits(features))[mask]
 
-    self._folder = _save(reference)
+    self._folder = parity.save(reference)
 
     def theirs(model):
       with torch.no_grad():
         out = model(torch.tensor(ids), attention_mask=torch.tensor(mask).long())
       return out.logits.float().numpy()[mask]
 
-    self.assert_parity(ours, theirs, reference)
+    parity.check(self, ours, theirs, reference)
 
   @parameterized.parameters(
     dict(d_model=36, d_kv=10, num_heads=3, d_ff=52, num_layers=3),
@@ -227,11 +224,11 @@ class ParityTest(parameterized.TestCase):
 
     config = transformers.T5Config(vocab_size=384, feed_forward_proj="gated-gelu", **sizes)
     reference = transformers.T5EncoderModel(config).eval()
-    _randomise(reference)
+    parity.randomise(reference)
     ids = np.random.RandomState(0).randint(1, 384, (3, 150))
     mask = np.arange(150)[None] < np.array([[150], [33], [1]])
-    folder = _save(reference)
-    _, params = load("byt5", folder)
+    folder = parity.save(reference)
+    _, params = parity.load("byt5", folder)
 
     def ours(dtype):
       cfg = huggingface.t5_config(folder, dtype=dtype)
@@ -244,7 +241,7 @@ class ParityTest(parameterized.TestCase):
         out = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask).long())
       return out.last_hidden_state.float().numpy()[mask]
 
-    self.assert_parity(ours, theirs, reference)
+    parity.check(self, ours, theirs, reference)
 
   @parameterized.parameters(
     (dict(block_out_channels=[12, 24], layers_per_block=1, norm_num_groups=3), (24, 40)),
@@ -260,9 +257,9 @@ class ParityTest(parameterized.TestCase):
       latent_channels=6, use_quant_conv=False, use_post_quant_conv=False,
       down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels, **sizes,
     ).eval()  # fmt: skip
-    _randomise(reference)
-    folder = _save(reference)
-    part, params = load("vae", folder)
+    parity.randomise(reference)
+    folder = parity.save(reference)
+    part, params = parity.load("vae", folder)
     bound = part.bind(params)
     self.assertAlmostEqual(float(bound.stats.mean[0]), sizes.get("shift_factor", 0.0), places=6)
     image = np.random.RandomState(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
@@ -271,28 +268,11 @@ class ParityTest(parameterized.TestCase):
       posterior = reference.encode(torch.tensor(image).permute(0, 3, 1, 2)).latent_dist
       decoded = reference.decode(posterior.mean).sample
     nhwc = lambda x: x.permute(0, 2, 3, 1).numpy()  # noqa: E731
-    self.assertLess(relative(mean, nhwc(posterior.mean)), 2e-5)
-    self.assertLess(relative(logvar, nhwc(posterior.logvar)), 2e-5)
-    self.assertLess(relative(bound.decode(jnp.asarray(nhwc(posterior.mean))), nhwc(decoded)), 2e-5)
-
-  def assert_parity(self, ours, theirs, reference) -> None:
-    import torch
-
-    want = theirs(reference)
-    self.assertLess(relative(ours("float32"), want), 2e-5)
-    bound = relative(theirs(reference.to(torch.bfloat16)), want)
-    self.assertLess(relative(ours("bfloat16"), want), 1.5 * bound + 1e-3)
-
-
-def _randomise(model) -> None:
-  """Weights far from their initialisers: zero biases and unit norms hide mistakes."""
-  import torch
-
-  generator = torch.Generator().manual_seed(1)
-  with torch.no_grad():
-    for x in model.parameters():
-      noise = torch.randn(x.shape, generator=generator)
-      x.add_(0.3 * noise if x.ndim == 1 else 0.5 * noise * x.shape[-1] ** -0.5)
+    self.assertLess(parity.relative(mean, nhwc(posterior.mean)), 2e-5)
+    self.assertLess(parity.relative(logvar, nhwc(posterior.logvar)), 2e-5)
+    self.assertLess(
+      parity.relative(bound.decode(jnp.asarray(nhwc(posterior.mean))), nhwc(decoded)), 2e-5
+    )
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class LLMTest(parameterized.TestCase):
     part = _part()
     params, ids_BL = _init(part), _ids(2, 5)
     padded_BL = jnp.pad(ids_BL, ((0, 0), (0, 6)))
-    got_BLE = _run(part, params, padded_BL, padded_BL != llm.PAD if with_mask else None)
+    got_BLE = _run(part, params, padded_BL, padded_BL != 0 if with_mask else None)
     np.testing.assert_allclose(got_BLE[:, :5], _run(part, params, ids_BL), atol=1e-5)
     self.assertTrue(np.isfinite(got_BLE).all())
 

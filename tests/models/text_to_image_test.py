@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.models import text_to_image
+from seedream_jax.models import llm, text_to_image
 from tests.models import tiny
 
 MODEL = ConfigDict(
@@ -60,10 +60,30 @@ class TextTest(parameterized.TestCase):
     empty = self.encode(self.params, ids_BL, BYT5_IDS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), dropped, empty)
     np.testing.assert_array_equal(
-      text_to_image.empty_prompt((2, 3)), np.array([[3, 0, 0]] * 2, np.int32)
+      llm.empty_prompt(llm.make_config(), (2, 3)), np.array([[3, 0, 0]] * 2, np.int32)
     )
     self.assertGreater(float(jnp.max(jnp.abs(dropped.vec_BE[0] - kept.vec_BE[0]))), 1e-3)
     np.testing.assert_allclose(dropped.vec_BE[1], kept.vec_BE[1], atol=1e-6)
+
+  @parameterized.parameters((9, 17), (9, 9))
+  def test_other_ids_change_nothing(self, pad_id, eos_id):
+    """The same texts in another spelling: rows of the embedding moved to where the new ids look."""
+    model = ConfigDict(MODEL.to_dict())
+    model.llm.update(dict(pad_id=pad_id, eos_id=eos_id))
+    other = text_to_image.TextToImage(model, trained=("dit", "llm", "byt5"))
+    ids_BL = np.where(LLM_IDS == 9, 11, LLM_IDS)  # 9 has another meaning now
+    moved_BL = np.where(ids_BL == 0, pad_id, np.where(ids_BL == 3, eos_id, ids_BL))
+    table_VE = self.params["llm"]["embed_tokens"]["embedding"]
+    moved_VE = table_VE.at[pad_id].set(table_VE[0]).at[eos_id].set(table_VE[3])
+    params = {**self.params, "llm": {**self.params["llm"], "embed_tokens": {"embedding": moved_VE}}}
+    for drop_B in (None, np.array([True, False])):
+      want = self.encode(self.params, ids_BL, BYT5_IDS, drop_llm_B=drop_B)
+      got = other.encode_text(params, moved_BL, BYT5_IDS, drop_llm_B=drop_B)
+      np.testing.assert_array_equal(got.mask_BT, want.mask_BT)
+      np.testing.assert_allclose(got.vec_BE, want.vec_BE, atol=1e-5)
+      for b in range(2):
+        seen = np.asarray(want.mask_BT[b])
+        np.testing.assert_allclose(got.txt_BTE[b][seen], want.txt_BTE[b][seen], atol=1e-5)
 
   @parameterized.parameters("drop", "padding", "only_eos")
   def test_no_string_hides_every_byte(self, how):

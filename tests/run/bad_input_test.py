@@ -93,6 +93,8 @@ CASES = (
   ("data", f"{OPENS},data={{w}}/none", "data set .*/none: no such folder"),
   ("val_data", OPENS, "data set .*/data: no split 'val'; it has train"),
   ("tokenizer", f"{OPENS} --config.data.tokenizer={{w}}/none", "tokenizer .*/none: no such file"),
+  ("other_ids", f"{OPENS} --config.data.tokenizer={{w}}/fast/tokenizer.json",
+   "model.llm.pad_id: 0, but the tokenizer .*/fast/tokenizer.json has 30"),
   ("until", f"{RECIPE} experiments/recipes/nano.py --until lmm", "no step 'lmm' .nearest valid: lm"),
   ("scale", f"{RECIPE} experiments/recipes/nano.py:quik", "nano.py:quik: 'quik': expected .*quick"),
   ("config_as_recipe", f"{RECIPE} {NANO}", "--config: holds no steps"),
@@ -123,6 +125,7 @@ CASES = (
   ("other_stage", f"{SAMPLE} {{w}}/align --prompt panda", "config is not of a denoise stage"),
   ("no_part", f"{SAMPLE} {{w}}/no_part --prompt panda", "no_part/vae.safetensors: no such file"),
   ("wrong_part", f"{SAMPLE} {{w}}/wrong --prompt panda", "dit.safetensors: leaf .*, expected"),
+  ("foreign", f"{SAMPLE} {{w}}/foreign --prompt panda", "model.llm.pad_id: 0, but the tokenizer"),
   ("no_tokenizer", f"{SAMPLE} {{w}}/no_tokenizer --prompt panda", "tokenizer.model: no such file"),
   ("suite", f"{EVALUATE} {{w}}/weights --suite heldut", "suite 'heldut' .nearest valid: heldout"),
   ("judged", f"{EVALUATE} {{w}}/none", "--workdir .*/none: no config.json there"),
@@ -184,14 +187,14 @@ def write_world(w: pathlib.Path) -> None:
   """Tiny weights, data and tokenizer, and everything that is wrong with their like."""
   config = get_config("nano")
   parts = open_lib.make_stage(config).parts()
-  for folder in ("weights", "wrong", "no_tokenizer"):
+  for folder in ("weights", "wrong", "no_tokenizer", "foreign"):
     for name, part in parts.items():
       tree = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), part.abstract)
       if folder == "wrong":
         tree = jax.tree.map(lambda x: np.zeros(2, np.float32), tree)
       checkpoint.save_weights(w / folder / f"{name}.safetensors", tree)
   configs = dict(no_json="{", list_json="[]", align='{"stage": {"name": "align"}}', cut="{}")
-  for folder in ("weights", "wrong", "no_part", "no_tokenizer"):
+  for folder in ("weights", "wrong", "no_part", "no_tokenizer", "foreign"):
     configs[folder] = config.to_json_best_effort()
   for folder, text in configs.items():
     (w / folder).mkdir(exist_ok=True)
@@ -200,6 +203,11 @@ def write_world(w: pathlib.Path) -> None:
   (w / "cut" / "dit.safetensors").write_bytes(dit[:-4])
   (w / "no_part" / "dit.safetensors").write_bytes(dit)
   os.replace(datasets.tokenizer(str(w)).path, w / "weights" / "tokenizer.model")
+  for folder in (
+    "fast",
+    "foreign",
+  ):  # a published one, whose pad and end are not what the config says
+    datasets.fast_tokenizer(str(w / folder))
   datasets.write(str(w / "data"), 12)
   (w / "tiny.py").write_text("from tests.run.bad_input_test import get_config\n")
   (w / "broken.py").write_text("def get_config(:\n")

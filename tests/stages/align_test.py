@@ -73,12 +73,37 @@ class LossTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     logits_BLV = rng.standard_normal((2, 5, 7)).astype(np.float32)
     ids_BL = np.array([[4, 5, 6, 3, 0], [2, 6, 3, 0, 0]])
-    loss_BL, weight_BL = align.next_token_loss(jnp.asarray(logits_BLV), jnp.asarray(ids_BL))
+    loss_BL, weight_BL = align.next_token_loss(
+      jnp.asarray(logits_BLV), jnp.asarray(ids_BL), jnp.asarray(ids_BL != 0)
+    )
     np.testing.assert_array_equal(weight_BL, [[1, 1, 1, 0], [1, 1, 0, 0]])
     for b in range(2):
       for i in range(4):
         p = np.exp(logits_BLV[b, i]) / np.exp(logits_BLV[b, i]).sum()
         self.assertAlmostEqual(float(loss_BL[b, i]), -np.log(p[ids_BL[b, i + 1]]), places=5)
+
+  @parameterized.parameters((0, 3), (3, 0), (21, 22))
+  def test_the_loss_does_not_depend_on_which_ids_pad_and_end(self, pad_id, eos_id):
+    """Ids and the rows of the embedding, renamed alike."""
+    stage = _stage("pair")
+    params, batch = _params(stage), _batch("pair")
+    rename = np.arange(23)
+    rename[[pad_id, eos_id, 0, 3]] = rename[[0, 3, pad_id, eos_id]]
+    if {pad_id, eos_id} == {0, 3}:
+      rename[[0, 3]] = pad_id, eos_id
+    ids_BL = np.array([[5, 6, 3, 0, 0, 0, 0], [7, 8, 9, 10, 3, 0, 0], [11, 12, 13, 14, 15, 16, 3]])
+    config = ConfigDict(MODES["pair"])
+    config.model.llm.update(dict(pad_id=pad_id, eos_id=eos_id))
+    table_VE = params["llm"]["embed_tokens"]["embedding"]
+    moved = {**params["llm"], "embed_tokens": {"embedding": table_VE[np.argsort(rename)]}}
+    want = _loss(stage, params, {"train": dict(batch["train"], llm_ids_BL=jnp.asarray(ids_BL))})
+    got = _loss(
+      align.make(config),
+      {**params, "llm": moved},
+      {"train": dict(batch["train"], llm_ids_BL=jnp.asarray(rename[ids_BL]))},
+    )
+    np.testing.assert_allclose(got.total, want.total, rtol=1e-5)
+    np.testing.assert_allclose(got.metrics["lm/loss"][1], 2 + 4 + 6)  # tokens that are predicted
 
   def test_contrastive_loss_equals_the_papers_double_sum(self):
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.flow import timesteps
-from seedream_jax.models import text_to_image
+from seedream_jax.models import llm
 from seedream_jax.stages import denoise
 from tests.models import tiny
 
@@ -224,7 +224,7 @@ class DenoiseTest(parameterized.TestCase):
     data = _batch()
     empty = {
       **data,
-      "llm_ids_BL": np.asarray(text_to_image.empty_prompt((B, L))),
+      "llm_ids_BL": np.asarray(llm.empty_prompt(llm.make_config(), (B, L))),
       "byt5_ids_BG": np.tile(np.array([1, 0, 0, 0], np.int32), (B, 1)),
     }
     zero = jax.jit(functools.partial(fn, num_steps=2, guidance=0.0))
