@@ -183,7 +183,7 @@ def transformer_json(cfg: dit.DiTConfig) -> dict[str, Any]:
     raise types.UserError(
       f"model.dit: cond_channels={cfg.cond_channels}, the PyTorch twin has none"
     )
-  left_out = ("cond_channels", "attention", "remat", "dtype")
+  left_out = ("cond_channels", "attention", "remat", "dtype", "lora")
   fields = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in left_out}
   return {"_class_name": "SeedreamTransformer", **fields, "conds": list(cfg.conds)}
 

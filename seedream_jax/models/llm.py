@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seedream_jax.models import layers, variants
+from seedream_jax.models import layers, lora, variants
 from seedream_jax.ops import attention, rope
 
 PAD, EOS = 0, 3  # data/tokenizers.py; text = pieces + [eos], padded at the right
@@ -38,6 +38,10 @@ class LLMConfig:
   norm_eps: float = 1e-6
   remat: str = "none"
   dtype: str = "float32"
+  lora: "lora.LoRAConfig | None" = None  # adapters: fields of lora.LoRAConfig
+
+  def __post_init__(self):
+    object.__setattr__(self, "lora", lora.make_config(self.lora))
 
 
 def _inits(cfg: LLMConfig) -> dict[str, nnx.Initializer]:
@@ -128,6 +132,7 @@ class LLM(nnx.Module):
     self.norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
     if not cfg.tied:
       self.lm_head = _linear(cfg, cfg.width, cfg.vocab_size, "in", rngs=rngs)
+    lora.attach(self, cfg.lora, "model.llm.lora", rngs=rngs)
 
   def __call__(self, ids_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
     """Features after the final norm.
