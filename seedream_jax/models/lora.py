@@ -160,5 +160,21 @@ def merge(params: types.Params, cfg: LoRAConfig | None) -> types.Params:
   return trees.unflatten(out)
 
 
+def without(cfg: Any) -> Any:
+  """A part's config without its adapters, as `merge`'s result wants it."""
+  return dataclasses.replace(cfg, lora=None) if getattr(cfg, "lora", None) else cfg
+
+
+def strip(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A run's whole config, as JSON holds it, without any part's adapters."""
+  model = {
+    part: {k: v for k, v in fields.items() if k != "lora"}
+    if isinstance(fields, Mapping)
+    else fields
+    for part, fields in config.get("model", {}).items()
+  }
+  return {**config, "model": model} if model else dict(config)
+
+
 def _nearest(name: str, valid: Mapping[str, Any]) -> str:
   return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
