@@ -8,10 +8,23 @@ from ml_collections import config_dict
 SHARDING_RULES = (
   (r".*/(qkv|q|k|v|mlp_in|gate|up|wi_0|wi_1)/kernel", ("fsdp?", "tensor?")),
   (r".*/(out|mlp_out|down|wo|o)/kernel", ("tensor?", "fsdp?")),
+  # An adapter's factors (in, rank) and (rank, out) lie as the kernel beside them; rank is never cut.
+  (r".*/(out|mlp_out|down|wo|o)/lora_a", ("tensor?", None)),
+  (r".*/(out|mlp_out|down|wo|o)/lora_b", (None, "fsdp?")),
+  (r".*/lora_a", ("fsdp?", None)),
+  (r".*/lora_b", (None, "tensor?")),
   (r"(.*/)?(embed|embedding|position|positions)(/.*)?", (None, "fsdp?")),
   (r"(.*/)?kernel", ("fsdp?", "tensor?")),
   (r".*", ()),
 )
+
+
+# Every projection of the scanned blocks, by part.
+LORA_TARGETS = {
+  "dit": r"blocks/.*/(q|k|v|out|mlp_in|mlp_out)/kernel",
+  "llm": r"blocks/.*_proj/kernel",
+}
+_LORA_LEAVES = r".*/lora_[ab]"
 
 
 def parse_arg(arg: str | None, presets: tuple[str, ...], **defaults):
@@ -37,6 +50,13 @@ def parse_arg(arg: str | None, presets: tuple[str, ...], **defaults):
 def mesh(fsdp: int):
   """All chips on `fsdp` when it is -1; else `fsdp` of them, copied over `data`."""
   return dict(data=1 if fsdp < 0 else -1, fsdp=fsdp, tensor=1, context=1)
+
+
+def adapt(config, part: str, rank: int):
+  """Trains adapters of `rank` beside `part`'s projections, and nothing else of it; `init.path` may lack them."""
+  config.model[part].lora = dict(rank=rank, alpha=float(rank), targets=LORA_TARGETS[part])
+  config.optim.players[part] = dict(trainable=((_LORA_LEAVES, True), (".*", False)))
+  config.init.allow_missing = (_LORA_LEAVES,)
 
 
 def step(name: str, command: str, gates=()):

@@ -5,7 +5,7 @@ r"""Pretraining: captions -> LLM + glyph ByT5 -> MMDiT -> latents, rectified flo
 Presets: nano (2 CPU cores), small (one 80 GB GPU), base (v5e-16 or 8 GPUs), full (v5e-256, v5p-64, v6e-256).
 Options: data=FOLDER (of `data_pipelines.posters` or `.encode`), weights=FOLDER (vae, llm, byt5, tokenizer),
 init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, text=ids|features (precomputed),
-rope=area|corner.
+rope=area|corner, lora=RANK (adapters on `init` instead of all of the dit; 0 = none).
 Measured costs and results stand in docs/evidence.md; small, base and full are not yet run.
 """
 
@@ -46,7 +46,7 @@ PROMPTS = (
 
 def parse(arg, **more):
   """The experiment's options, with those that one built on this experiment adds."""
-  defaults = dict(weights="weights/nano", content="image", text="ids", rope="area", steps=0)
+  defaults = dict(weights="weights/nano", content="image", text="ids", rope="area", lora=0, steps=0)
   return common.parse_arg(arg, presets=tuple(PRESETS), **defaults, **more)
 
 
@@ -91,6 +91,8 @@ def make(arg, data):
   config.optim.lr = preset["lr"]
   config.optim.warmup_steps = 200 if nano else 2_000
   config.optim.ema = dict(eval=(".*", 0.9995 if nano else 0.9999))
+  if arg.lora:
+    common.adapt(config, "dit", arg.lora)
   config.sharding.mesh = common.mesh(preset["fsdp"])
   config.train.total_steps = arg.steps or preset["steps"]
   config.train.frozen_dtype = preset["dtype"]

@@ -1,10 +1,12 @@
 r"""Writes a model as a diffusers folder that PyTorch loads without this package.
 
   python -m seedream_jax.export --workdir weights/nano --out /tmp/nano [--dtype bfloat16] [--weights raw] [--onnx]
+    [--lora apart]
 
 The folder holds stock components where there are such (AutoencoderKL, Qwen3, T5, tokenizer, scheduler), and the
 transformer and the pipeline in Python files of their own; its README.md says how to draw with it. `--onnx` adds
-transformer.onnx, with sizes left open, and needs torch, onnx and onnxscript.
+transformer.onnx, with sizes left open, and needs torch, onnx and onnxscript. Adapters are merged into the kernels in
+float32; `--lora apart` leaves the DiT's out of them, in pytorch_lora_weights.safetensors.
 """
 
 import json
@@ -28,6 +30,12 @@ _WEIGHTS = flags.DEFINE_enum(
   "Of a training workdir: the EMA that is sampled from, or the parameters themselves.",
 )
 _ONNX = flags.DEFINE_bool("onnx", False, "Also write transformer.onnx.")
+_LORA = flags.DEFINE_enum(
+  "lora",
+  "merged",
+  ["merged", "apart"],
+  "The DiT's adapters: in its kernels, or in a file beside the base model.",
+)
 flags.mark_flags_as_required(["workdir", "out"])
 
 
@@ -51,9 +59,13 @@ def main(argv: Sequence[str]) -> int:
     default_size=int(base),
     ours=json.loads(config.to_json_best_effort()),
   )
+  if _LORA.value == "apart":
+    model, adapters = diffusers.apart(model)
+  else:
+    model, adapters = diffusers.merged(model), None
   card = card_lib.write(model, _WORKDIR.value, _OUT.value, _DTYPE.value, _WEIGHTS.value)
   with diffusers.replacing(_OUT.value) as folder:
-    diffusers.write(folder, model, _DTYPE.value, card)
+    diffusers.write(folder, model, _DTYPE.value, card, adapters)
     if onnx:
       onnx.export(folder)
   size = sum(

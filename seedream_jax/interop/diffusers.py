@@ -31,9 +31,10 @@ from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.engine import trees
 from seedream_jax.interop import huggingface, names
-from seedream_jax.models import dit, vae
+from seedream_jax.models import dit, lora, vae
 
 OURS = "seedream_jax.json"  # also the mark by which a former export is known
+ADAPTERS = "pytorch_lora_weights"  # diffusers' name, .safetensors
 _SHARD_BYTES = 5 << 30
 # part -> (folder, library or module, class)
 COMPONENTS = {
@@ -69,6 +70,41 @@ class Model:
   ours: Mapping[str, Any]
 
 
+def merged(model: Model) -> Model:
+  """The model with its adapters in the kernels, in float32, and out of its configs."""
+  return dataclasses.replace(
+    model,
+    configs={part: lora.without(cfg) for part, cfg in model.configs.items()},
+    params={
+      part: lora.merge(tree, getattr(model.configs[part], "lora", None))
+      for part, tree in model.params.items()
+    },
+    ours=lora.strip(model.ours),
+  )
+
+
+def apart(model: Model) -> tuple[Model, dict[str, np.ndarray]]:
+  """The model without the DiT's adapters, and these under PEFT's names; other parts' are merged.
+
+  PEFT counts an adapter alpha / rank and takes alpha = rank unless told: our scale goes into B.
+
+  Raises:
+    types.UserError: the DiT has none.
+  """
+  cfg = model.configs["dit"].lora
+  if cfg is None:
+    raise types.UserError("--lora apart: model.dit has no lora")
+  flat = trees.flatten(model.params["dit"])
+  adapters = {path: x for path, x in flat.items() if trees.matches(lora.LEAVES, path)}
+  scaled = {
+    path: np.asarray(x, np.float32) * np.float32(cfg.scale if path.endswith("lora_b") else 1)
+    for path, x in adapters.items()
+  }
+  base = trees.unflatten({path: x for path, x in flat.items() if path not in adapters})
+  model = dataclasses.replace(model, params={**model.params, "dit": base})
+  return merged(model), names.to_theirs(names.DIT_LORA, scaled)
+
+
 def check_replaceable(folder: str) -> None:
   """UserError if something other than a former export stands at `folder`."""
   if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, OURS)):
@@ -96,7 +132,13 @@ def replacing(folder: str) -> Iterator[str]:
     os.rename(new, os.path.abspath(folder))
 
 
-def write(folder: str, model: Model, dtype: str, card: str) -> None:
+def write(
+  folder: str,
+  model: Model,
+  dtype: str,
+  card: str,
+  adapters: Mapping[str, np.ndarray] | None = None,
+) -> None:
   """Fills an empty folder.
 
   Args:
@@ -104,6 +146,7 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
     model: what to write.
     dtype: float32 or bfloat16, of all weights.
     card: README.md.
+    adapters: what goes into ADAPTERS beside the model, under PEFT's names.
 
   Raises:
     types.UserError: a choice that the stock classes do not have.
@@ -150,6 +193,8 @@ def write(folder: str, model: Model, dtype: str, card: str) -> None:
   with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
     f.write(card)
   _write_json(folder, OURS, model.ours)
+  if adapters is not None:
+    _write_tensors(folder, ADAPTERS, adapters, dtype)
 
 
 def class_name(part: str, cfg: Any) -> str:
@@ -188,7 +233,7 @@ def transformer_json(cfg: dit.DiTConfig) -> dict[str, Any]:
     raise types.UserError(
       f"model.dit: cond_channels={cfg.cond_channels}, the PyTorch twin has none"
     )
-  left_out = ("cond_channels", "attention", "remat", "dtype")
+  left_out = ("cond_channels", "attention", "remat", "dtype", "lora")
   fields = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in left_out}
   return {"_class_name": "SeedreamTransformer", **fields, "conds": list(cfg.conds)}
 

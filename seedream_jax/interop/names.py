@@ -280,3 +280,11 @@ DIT: Table = (
   (r"(.*)/scale", r"\1.weight", SAME),
   (r"(.*)/bias", r"\1.bias", SAME),
 )
+
+# PEFT's names for the adapters of `DIT`, as diffusers' load_lora_adapter takes them.
+DIT_LORA: Table = (
+  (r"blocks/layers/(.*)/lora_a", r"transformer.blocks.{i}.\1.lora_A.weight", LINEAR),
+  (r"blocks/layers/(.*)/lora_b", r"transformer.blocks.{i}.\1.lora_B.weight", LINEAR),
+  (r"(.*)/lora_a", r"transformer.\1.lora_A.weight", LINEAR),
+  (r"(.*)/lora_b", r"transformer.\1.lora_B.weight", LINEAR),
+)

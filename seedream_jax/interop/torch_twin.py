@@ -9,6 +9,7 @@ tokens, S = T + I, E text feature width, D width, N heads, K head dim.
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -196,7 +197,7 @@ class Block(nn.Module):
     return txt, self.img.after(img, attended, mod_i)
 
 
-class SeedreamTransformer(ModelMixin, ConfigMixin):
+class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
   """v(x_t, t, texts)."""
 
   _supports_gradient_checkpointing = False

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seedream_jax import types
-from seedream_jax.models import conditioning, layers, variants
+from seedream_jax.models import conditioning, layers, lora, variants
 from seedream_jax.ops import attention, matmul, partition, patch, rope
 
 TAPS = ("txt", "img", "txt_k", "img_q", "img_k")  # per-block outputs that `taps` may name
@@ -43,6 +43,7 @@ class DiTConfig:
     downsample: pixels per latent cell, for the default of `size_B2`.
     remat: a key of layers.REMAT_POLICIES.
     dtype: of matmuls and activations.
+    lora: fields of lora.LoRAConfig, None = no adapters.
   """
 
   width: int
@@ -68,8 +69,10 @@ class DiTConfig:
   attention: str = "auto"
   remat: str = "none"
   dtype: str = "float32"
+  lora: "lora.LoRAConfig | None" = None
 
   def __post_init__(self):
+    object.__setattr__(self, "lora", lora.make_config(self.lora))
     object.__setattr__(self, "conds", tuple(self.conds))  # a config read from JSON has lists
     if self.width % self.num_heads:
       raise types.UserError(f"width={self.width} does not divide into num_heads={self.num_heads}")
@@ -235,6 +238,7 @@ class DiT(nnx.Module):
       self.vmix = conditioning.VMix(
         cfg.labels, cfg.glyph_len, rows, cfg.text_dim, cfg.width, rngs=rngs
       )
+    lora.attach(self, cfg.lora, "model.dit.lora", rngs=rngs)
 
   def __call__(
     self,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seedream_jax.models import layers, variants
+from seedream_jax.models import layers, lora, variants
 from seedream_jax.ops import attention, rope
 
 
@@ -41,6 +41,10 @@ class LLMConfig:
   eos_id: int = 3
   remat: str = "none"
   dtype: str = "float32"
+  lora: "lora.LoRAConfig | None" = None  # adapters: fields of lora.LoRAConfig
+
+  def __post_init__(self):
+    object.__setattr__(self, "lora", lora.make_config(self.lora))
 
 
 def _inits(cfg: LLMConfig) -> dict[str, nnx.Initializer]:
@@ -131,6 +135,7 @@ class LLM(nnx.Module):
     self.norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
     if not cfg.tied:
       self.lm_head = _linear(cfg, cfg.width, cfg.vocab_size, "in", rngs=rngs)
+    lora.attach(self, cfg.lora, "model.llm.lora", rngs=rngs)
 
   def __call__(self, ids_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
     """Features after the final norm.

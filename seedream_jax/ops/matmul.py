@@ -32,14 +32,19 @@ _project = jax.custom_vjp(_dot)
 
 
 def _forward(x, kernel_DF):  # the bare dot, for a remat policy to see
-  return _dot(x, kernel_DF), (x, kernel_DF)
+  # What no gradient is asked towards is told here: a frozen kernel's is not made, nor x kept for it.
+  kept = (x.value if kernel_DF.perturbed else None, kernel_DF.value if x.perturbed else None)
+  return _dot(x.value, kernel_DF.value), kept
 
 
 def _backward(residuals, g):
-  x, kernel_DF = residuals
-  leading = tuple(range(g.ndim - 1))
-  dx = lax.dot_general(g, kernel_DF, (((g.ndim - 1,), (1,)), ((), ())))
-  return dx, lax.dot_general(x, g, ((leading, leading), ((), ())))
+  (x, kernel_DF), dx, dkernel_DF = residuals, None, None
+  if kernel_DF is not None:
+    dx = lax.dot_general(g, kernel_DF, (((g.ndim - 1,), (1,)), ((), ())))
+  if x is not None:
+    leading = tuple(range(g.ndim - 1))
+    dkernel_DF = lax.dot_general(x, g, ((leading, leading), ((), ())))
+  return dx, dkernel_DF
 
 
-_project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward, symbolic_zeros=True)

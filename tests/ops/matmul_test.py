@@ -43,6 +43,23 @@ class MatmulTest(parameterized.TestCase):
     )
     self.assertEqual(text.count("dot_general["), 3)
 
+  @parameterized.parameters(0, 1)
+  def test_only_the_gradient_asked_for_is_made(self, argnum):
+    """A frozen kernel costs no matmul, inside a scan as well."""
+    x, kernels = jnp.ones((7, 13)), jnp.ones((3, 13, 13))
+
+    def f(x, kernels):
+      step = lambda x, kernel: (jnp.sin(matmul.dot_general(x, kernel, _dims(x))), None)  # noqa: E731
+      return jnp.sum(jax.lax.scan(step, x, kernels)[0])
+
+    one, both = (
+      str(jax.make_jaxpr(jax.grad(f, argnums=which))(x, kernels)).count("dot_general[")
+      for which in ((argnum,), (0, 1))
+    )
+    self.assertEqual(both, 3)
+    # Towards the kernels alone the activations' gradient is still needed, from block to block.
+    self.assertEqual(one, 2 if argnum == 0 else 3)
+
   def test_other_contractions_are_refused(self):
     with self.assertRaisesRegex(ValueError, "not a projection"):
       matmul.dot_general(jnp.ones((3, 5)), jnp.ones((3, 7)), (((0,), (0,)), ((), ())))
