@@ -22,6 +22,7 @@ from seedream_jax.data import buckets, reader, records, schedule, tokenizers
 from seedream_jax.data import index as index_lib
 
 _NAMED_CORRUPT = 20  # corrupt records a report names
+_NOUNS = {"image": "images", "latent": "latents", "images": "sets of images"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,12 +315,12 @@ def _check_contents(
   """Refuses sources that lack what `features` asks for, or that other models made."""
   vaes = {}
   for split in splits:
-    for content in records.CONTENTS:
-      if f"{content}_BHWC" in cfg.features and split.content != content:
+    for feature, content in reader.PICTURES.items():
+      if feature in cfg.features and split.content != content:
         hint = "; precompute latents with data_pipelines.encode" if content == "latent" else ""
         raise types.UserError(
-          f"data set {split.directory}: holds {split.content}s, "
-          f"but features names {content}_BHWC{hint}"
+          f"data set {split.directory}: holds {_NOUNS[split.content]}, "
+          f"but features names {feature}{hint}"
         )
     if "latent_BHWC" in cfg.features:
       vaes[split.manifest().get("vae_sha256", "unknown")] = split.directory

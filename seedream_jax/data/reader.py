@@ -4,7 +4,7 @@ A record that cannot be read is replaced by the next entry of its bucket that ca
 batch's end; the choice depends on the schedule alone, so every host and worker makes the same one.
 
 B this host's batch, H W height, width (pixel or latent), C channels, L LLM tokens, G glyph bytes,
-E LLM width, A labels.
+E LLM width, A labels, R candidates: 2 = preferred, rejected.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from seedream_jax.data import index as index_lib
 FEATURES = (
   "id_B",  # uint32
   "image_BHWC",  # uint8
+  "image_BRHWC",  # uint8, all pictures of a record, as many in each
   "latent_BHWC",  # float16, un-normalised VAE mean
   "size_B2",  # int32, height and width of the picture bucket in pixels
   "llm_ids_BL",  # int32
@@ -29,10 +30,13 @@ FEATURES = (
   "llm_features_BLE",  # float16, precomputed
   "llm_empty_BE",  # float16, the empty prompt's one feature, precomputed
   "label_BA",  # int32, looked up in the scene tree
+  "tag_B",  # int32, 1 where the caption is textual: asks for rendered text
 )
+PICTURES = {"image_BHWC": "image", "latent_BHWC": "latent", "image_BRHWC": "images"}  # content
 # What each feature reads of a record; the others come from the index.
 _READS = {
   "image_BHWC": ("image_png",),
+  "image_BRHWC": ("images",),
   "latent_BHWC": ("latent", "latent_shape"),
   "llm_features_BLE": ("captions",),
   "label_BA": ("scene",),
@@ -143,6 +147,9 @@ class Reader:
     out = {}
     if "image_BHWC" in self.features:
       out["image_BHWC"] = transforms.fit(transforms.decode(record["image_png"]), size)
+    if "image_BRHWC" in self.features:
+      pictures = [transforms.fit(transforms.decode(png), size) for png in record["images"]]
+      out["image_BRHWC"] = np.stack(pictures)
     if "latent_BHWC" in self.features:
       out["latent_BHWC"] = _latent(record, size)
     if "label_BA" in self.features:
@@ -168,13 +175,18 @@ class Reader:
     out, num = {}, len(entries)
     source, caption = epoch.source[entries], epoch.caption[entries]
     for feature in self.features:
-      if feature in ("image_BHWC", "latent_BHWC", "label_BA"):
+      if feature in (*PICTURES, "label_BA"):
         out[feature] = np.stack([part[feature] for part in parts])
       elif feature == "id_B":
         pairs = zip(source, epoch.record[entries])
         ids = np.array([self.schedule.sources[s].id[r] for s, r in pairs], np.int64)
         ids = ids + source.astype(np.int64) * _SOURCE_ID
         out[feature] = (ids & 0xFFFFFFFF).astype(np.uint32)
+      elif feature == "tag_B":
+        kinds = [
+          self.indices[s].kind_names[self.indices[s].kind[c]] for s, c in zip(source, caption)
+        ]
+        out[feature] = np.array([kind == "textual" for kind in kinds], np.int32)
       elif feature == "size_B2":
         out[feature] = np.tile(np.array(size, np.int32), (num, 1))
       elif feature == "llm_ids_BL":

@@ -2,8 +2,9 @@
 
 A data set is a folder of ArrayRecord shards with `dataset_info.json` and `features.json` beside
 them. A record holds one picture, as a PNG (`image`) or as a precomputed VAE mean (`latent`, float16
-bytes, with `latent_shape`), and the captions that describe it. `scene` is the scene tree as JSON,
-or "" where none is known. H W height, width in latent cells, C channels.
+bytes, with `latent_shape`), and the captions that describe it; or several encoded pictures of one
+prompt (`images`), as candidates or as a pair of which the first is preferred. `scene` is the scene
+tree as JSON, or "" where none is known. H W height, width in latent cells, C channels.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from seedream_jax import types
 
 LANGS = ("zh", "en")
 KINDS = ("short", "long", "artistic", "textual", "surreal", "label")
-CONTENTS = ("image", "latent")
+CONTENTS = ("image", "latent", "images")
 MANIFEST = "manifest.json"  # what a pipeline says of the data set it wrote: sources, seeds, hashes
 
 _SPLIT = re.compile(r"^(?P<path>.+):(?P<split>[A-Za-z_]\w*(\[[^\]]*\])?)$")
@@ -39,7 +40,8 @@ def features(
   """The TFDS schema.
 
   Args:
-    content: "image" (PNG) or "latent" (float16 bytes of the un-normalised VAE mean, C order).
+    content: "image" (PNG), "latent" (float16 bytes of the un-normalised VAE mean, C order) or
+      "images" (several, each encoded as Pillow reads it).
     text_features: whether captions carry LLM features (float16 bytes, one row per token).
     extra: further TFDS features a pipeline wants to keep; the loader ignores them.
   """
@@ -64,6 +66,8 @@ def features(
   elif content == "latent":
     schema["latent"] = tfds.features.Text()
     schema["latent_shape"] = tfds.features.Tensor(shape=(3,), dtype=np.int32)
+  elif content == "images":
+    schema["images"] = tfds.features.Sequence(tfds.features.Text())
   else:
     raise ValueError(f"content: {content!r}, expected one of {CONTENTS}")
   return tfds.features.FeaturesDict({**schema, **(extra or {})})
@@ -89,7 +93,7 @@ class Split:
   spec: str  # as the user wrote it
   directory: str
   name: str
-  content: str  # "image" or "latent"
+  content: str  # one of CONTENTS
   text_features: bool
   instructions: tuple[Any, ...]  # tfds FileInstructions: (filename, skip, take, examples_in_shard)
 
@@ -100,9 +104,14 @@ class Split:
     """Raw records by row; picklable, opens its files lazily."""
     return array_record_data_source.ArrayRecordDataSource(list(self.instructions))
 
-  def parser(self, *keys: str) -> Callable[[bytes], dict[str, Any]]:
-    """A function from raw record to the named fields; "image_png" leaves the picture encoded."""
-    schema = features(self.content, text_features=self.text_features)
+  def parser(
+    self, *keys: str, extra: Mapping[str, Any] | None = None
+  ) -> Callable[[bytes], dict[str, Any]]:
+    """A function from raw record to the named fields; "image_png" leaves the picture encoded.
+
+    `extra` holds the TFDS features of fields that only the pipeline that wrote them knows.
+    """
+    schema = features(self.content, text_features=self.text_features, extra=extra)
     encoded = "image_png" in keys
     names = ["image" if key == "image_png" else key for key in keys]
     subset = tfds.features.FeaturesDict({name: schema[name] for name in names})
@@ -212,7 +221,7 @@ def open_split(spec: str) -> Split:
 
 def _check_schema(directory: str, found: Any) -> str:
   """Checks that `found` has every field of the schema; returns its content."""
-  content = "latent" if "latent" in found else "image"
+  content = next((name for name in ("latent", "images") if name in found), "image")
   for key, want in features(content).items():
     if key not in found:
       raise types.UserError(

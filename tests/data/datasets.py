@@ -47,6 +47,10 @@ def example(
     record |= records.encode_latent(rng.standard_normal((size[0] // 8, size[1] // 8, 5)))
     if row in broken:
       record["latent"] = record["latent"][:-2]
+  elif content == "images":  # a pair; the rejected picture is of another size
+    shapes = [(*size, 3), (*sizes[(row + 1) % len(sizes)], 3)]
+    pair = [transforms.encode_png(rng.integers(0, 256, shape, np.uint8)) for shape in shapes]
+    record["images"] = [png.getvalue()[: -40 if row in broken else None] for png in pair]
   else:
     image_HWC = rng.integers(0, 256, (*size, 3), np.uint8)
     png = transforms.encode_png(image_HWC)

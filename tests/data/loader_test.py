@@ -250,6 +250,29 @@ class LoaderTest(parameterized.TestCase):
         self.assertEqual(latent_HWC.tobytes(), want)
     self.assertGreater(made.report()["replaced"], 0)
 
+  def test_pairs_keep_their_order_and_say_whether_text_is_asked(self):
+    path = datasets.write(f"{self.root}/pairs", 31, content="images", broken=(3, 8))
+    made = self.make(path, features=("id_B", "image_BRHWC", "llm_ids_BL", "tag_B"))
+    for step in range(8):
+      batch, (size, _) = made.batch(step), made.bucket(step)
+      self.assertEqual(batch["image_BRHWC"].shape, (4, 2, *size, 3))
+      self.assertEqual(batch["image_BRHWC"].dtype, np.uint8)
+      for i in range(4):
+        record = datasets.example(int(batch["id_B"][i]) - 1000, content="images")
+        for r, png in enumerate(record["images"]):  # 0 is preferred, 1 rejected
+          want = transforms.fit(transforms.decode(png), size)
+          np.testing.assert_array_equal(batch["image_BRHWC"][i, r], want)
+        text = self.tokenizer.decode(batch["llm_ids_BL"][i])
+        self.assertEqual(batch["tag_B"][i], int("写着" in text))
+    self.assertEqual(batch["tag_B"].dtype, np.int32)
+    self.assertEqual(set(made.report()["corrupt"]), {f"{path} record {row}" for row in (3, 8)})
+    textual = self.make(path, features=("tag_B",), caption_kinds=("textual",))
+    self.assertTrue(textual.batch(0)["tag_B"].all())
+    with self.assertRaisesRegex(
+      types.UserError, "holds sets of images, but features names image_B"
+    ):
+      self.make(path)
+
   def test_images_at_another_area(self):
     made = self.make(features=("image_BHWC", "size_B2"), area=64)
     shapes = set()
