@@ -5,7 +5,7 @@ r"""Continued training on better pictures, with VMix's aesthetic labels as a con
 Two data sets are read together: what a measure picks from the pre-training data, and a smaller hand-picked one.
 Options: auto=, hand=FOLDER, hand_ratio=0.5 (share of examples that are hand-picked), val=FOLDER, weights=FOLDER (vae,
 llm, byt5, tokenizer), init=FOLDER (the dit to go on from), content=image|latent, labels=0 (the same training without
-labels), steps=N. experiments/recipes/ct.py makes the data and the comparisons.
+labels), lora=RANK, steps=N. experiments/recipes/ct.py makes the data and the comparisons.
 """
 
 from experiments import pretrain
@@ -60,5 +60,9 @@ def add_labels(config, extra=()):
   config.model.dit.labels = len(LABELS)
   config.stage.labels = LABELS
   config.stage.drop_labels = 0.1
-  config.init.allow_missing = NEW_LEAVES
-  config.optim.trainable = (("vmix/labels", False), (".*", True))
+  config.init.allow_missing += NEW_LEAVES
+  new = (("vmix/labels", False), *((leaf, True) for leaf in NEW_LEAVES))
+  if "dit" in config.optim.players:  # adapters: the rest stays, as in VMix
+    config.optim.players.dit.trainable = (*new, *config.optim.players.dit.trainable)
+  else:
+    config.optim.trainable = (*new[:1], (".*", True))

@@ -35,7 +35,10 @@ def get_config(arg=None):
   config.data.streams.val.sources = ((f"{arg.val}:val", 1.0),)
   ct.add_labels(config, extra=(ORIGIN,))
   config.model.dit.conds = ("time", "size", "pooled", "origin")
-  config.init.allow_missing = (*ct.NEW_LEAVES, "cond/origin/table")
+  config.init.allow_missing += ("cond/origin/table",)
+  if arg.lora:
+    trainable = config.optim.players.dit.trainable
+    config.optim.players.dit.trainable = (("cond/origin/table", True), *trainable)
   config.optim.lr *= LR_FRACTION
   config.train.total_steps = arg.steps or STEPS[arg.preset]
   return config
