@@ -100,6 +100,23 @@ BREAKS = (
   Break("a flipped byte is noticed", "seedream_jax/engine/checkpoint.py",
         'if digest != manifest["files"][name]["sha256"]:', "if False:",
         "tests/engine/checkpoint_test.py -k falls_back"),
+  Break("aesthetic labels change nothing until trained", "seedream_jax/models/conditioning.py",
+        "kernel_init=nnx.initializers.zeros, rngs=rngs)\n\n  def __call__(\n    self, tags_BA",
+        "rngs=rngs)\n\n  def __call__(\n    self, tags_BA", f"{_DIT} -k labels_change"),
+  Break("strength 0 takes the labels away", "seedream_jax/models/conditioning.py",
+        "scale_B = scale_B * strength_B", "scale_B = scale_B + 0 * strength_B", f"{_DIT} -k labels_change"),
+  Break("a reward ranks the preferred first", "seedream_jax/stages/reward.py",
+        "score_BR[:, 1] - score_BR[:, 0]", "score_BR[:, 0] - score_BR[:, 1]",
+        "tests/stages/reward_test.py -k formula"),
+  Break("a text reward counts for quoted text only", "seedream_jax/stages/refl.py",
+        'asked_B if fields["text_only"] else', "asked_B if False else",
+        "tests/stages/refl_test.py -k quoted_text"),
+  Break("a guard goes back to the best step", "seedream_jax/eval/evaluators.py",
+        'return max(rows, key=lambda row: row["score"])', "return rows[-1]",
+        "tests/eval/evaluators_test.py -k guard"),
+  Break("a resampled union is balanced", "data_pipelines/resample.py",
+        "float(counts[value]) ** -power", "float(counts[value]) ** power",
+        "tests/data_pipelines/resample_test.py -k shares"),
 )  # fmt: skip
 
 
