@@ -14,11 +14,11 @@ demo: env fonts
 	$(BIN)/python -m seedream_jax.recipe --config experiments/recipes/demo.py --workdir $(DEMO)
 
 test: env fonts lint
-	$(BIN)/python -m pytest -m "not heavy"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not heavy"
 
 # The heavy ones too: parity with PyTorch, exports, compilation for TPUs.
 test-all: env-all fonts lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -46,6 +46,6 @@ setuptools.setup(
       "onnxruntime>=1.23,<2",
       "onnxscript>=0.5,<1",
     ],
-    "dev": ["pytest>=8", "ruff>=0.9", "import-linter>=2.1"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "import-linter>=2.1"],
   },
 )
