@@ -8,13 +8,13 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests build the same program; in the environment, so that child processes share it, pytest's workers too.
 _FIRST = "PYTEST_XDIST_WORKER" not in os.environ
-if _FIRST:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="seedream_jax_xla_")
+_CACHE = tempfile.mkdtemp(prefix="seedream_jax_xla_") if _FIRST else ""
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE or os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 
 if _FIRST:
-  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

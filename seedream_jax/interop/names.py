@@ -276,6 +276,7 @@ DIT: Table = (
   (r"blocks/layers/(.*)", r"blocks.{i}.\1", SAME),
   (r"position", "position", SAME),
   (r"(.*)/table", r"\1.table", SAME),
+  (r"vmix/(labels|mix)", r"vmix.\1", SAME),
   (r"(.*)/kernel", r"\1.weight", LINEAR),
   (r"(.*)/scale", r"\1.weight", SAME),
   (r"(.*)/bias", r"\1.bias", SAME),

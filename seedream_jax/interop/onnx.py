@@ -27,7 +27,13 @@ def example_inputs(twin, batch: int, size: tuple[int, int], length: int, seed: i
   randn = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
   llm_mask = torch.arange(length)[None] < torch.arange(length, length - batch, -1)[:, None]
   glyph_mask = (torch.arange(cfg.glyph_len)[None] < cfg.glyph_len - 1).expand(batch, -1)
-  return {
+  labels = {}
+  if cfg.labels:
+    labels["tags"] = torch.ones(batch, cfg.labels, dtype=torch.long)
+    labels["tag_strength"] = torch.rand(batch, generator=generator)
+  if "origin" in cfg.conds:
+    labels["origin"] = torch.zeros(batch, dtype=torch.long)
+  return labels | {
     "hidden_states": randn(batch, cfg.latent_channels, *size),
     "timestep": torch.rand(batch, generator=generator),
     "encoder_hidden_states": randn(batch, length, cfg.text_dim),
@@ -52,6 +58,7 @@ def export(folder: str) -> str:
     "glyph_hidden_states": {0: batch},
     "glyph_attention_mask": {0: batch},
   }
+  shapes |= {name: {0: batch} for name in inputs if name not in shapes}
   path = os.path.join(folder, "transformer", "transformer.onnx")
   program = torch.onnx.export(
     twin, (), kwargs=inputs, dynamic_shapes=shapes, opset_version=_OPSET, dynamo=True,

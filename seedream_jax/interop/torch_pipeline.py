@@ -148,6 +148,8 @@ class SeedreamPipeline(DiffusionPipeline):
     guidance_scale: float = 4.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     latents: torch.Tensor | None = None,
+    aesthetics: float = 1.0,
+    negative: str = "empty",
     output_type: str = "pil",
     return_dict: bool = True,
   ):
@@ -160,6 +162,9 @@ class SeedreamPipeline(DiffusionPipeline):
       guidance_scale: of classifier-free guidance; 1 is none.
       generator: of the starting noise.
       latents: the starting noise itself, [B, C, H, W].
+      aesthetics: strength of the aesthetic labels, all positive, of a model that has them.
+      negative: what guidance leads away from: "empty" text, or, of a model that can tell, the same text as a model
+        drew it ("generated"), or both ("empty_generated").
       output_type: pil, np, pt, or latent: the transformer's normalised latents [B, C, H, W].
       return_dict: an ImagePipelineOutput rather than a tuple.
     """
@@ -181,7 +186,9 @@ class SeedreamPipeline(DiffusionPipeline):
       raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
     x = latents.to(device, torch.float32)
     guided = guidance_scale != 1
-    texts = self.encode_prompt([*prompts, *[""] * len(prompts)] if guided else prompts, device)
+    away = prompts if negative == "generated" else [""] * len(prompts)
+    texts = self.encode_prompt([*prompts, *away] if guided else prompts, device)
+    texts |= self._labels(len(prompts), guided, aesthetics, negative)
     # The scheduler's own shift comes on top of the grid it is given.
     self.scheduler.set_shift(self.scheduler.config.shift * self._resolution_shift(*shape[2:]))
     sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
@@ -205,6 +212,22 @@ class SeedreamPipeline(DiffusionPipeline):
       images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
     self.maybe_free_model_hooks()
     return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+  def _labels(self, count, guided, aesthetics, negative):
+    """Keyword arguments of a transformer that knows aesthetic labels or a picture's origin."""
+    cfg, device, out = self.transformer.config, self._execution_device, {}
+    rows = 2 * count if guided else count
+    if getattr(cfg, "labels", 0):
+      out["tags"] = torch.ones(rows, cfg.labels, dtype=torch.long, device=device)
+      out["tag_strength"] = torch.full((rows,), float(aesthetics), device=device)
+    elif aesthetics != 1:
+      raise ValueError(f"aesthetics={aesthetics}: this model has no aesthetic labels")
+    if "origin" in cfg.conds:
+      out["origin"] = torch.zeros(rows, dtype=torch.long, device=device)
+      out["origin"][count:] = int(negative.endswith("generated"))
+    elif negative != "empty":
+      raise ValueError(f"negative={negative!r}: this model knows only 'empty'")
+    return out
 
   def _resolution_shift(self, h, w):
     """sqrt(h w) / base: noises an h x w latent as far as base x base (SD3, Sec. 5.3.2)."""

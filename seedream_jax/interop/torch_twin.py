@@ -107,6 +107,36 @@ class Condition(nn.Module):
     return self.mlp(x)
 
 
+class Origin(nn.Module):
+  """A real picture (0) or one that a model drew (1)."""
+
+  def __init__(self, width):
+    super().__init__()
+    self.table = nn.Parameter(torch.zeros(2, width))
+
+  def forward(self, x):
+    return F.one_hot(x, 2).float() @ self.table.float()
+
+
+class VMix(nn.Module):
+  """Aesthetic labels as one more value of every text token (arXiv:2412.20800)."""
+
+  def __init__(self, num_labels, glyph_len, rows, text_dim, width):
+    super().__init__()
+    self.glyph_len = glyph_len
+    self.labels = nn.Parameter(torch.zeros(num_labels, 2, text_dim))
+    self.mix = nn.Parameter(torch.zeros(rows, num_labels))
+    self.proj = Linear32(text_dim, width)
+
+  def forward(self, tags, strength, num_text):
+    """[B, T, D] float32 of labels [B, A], 1 positive or 0 negative, times a strength [B]."""
+    picked = torch.einsum("bas,ase->bae", F.one_hot(tags, 2).float(), self.labels.float())
+    mix = torch.cat([self.mix[: num_text - self.glyph_len], self.mix[-self.glyph_len :]]).float()
+    x = torch.einsum("ta,bae->bte", mix, picked)
+    x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return strength.float()[:, None, None] * self.proj(x)
+
+
 class Splice(nn.Module):
   """Takes glyph features to the LLM's width."""
 
@@ -178,12 +208,14 @@ class Stream(nn.Module):
 class Block(nn.Module):
   """Both streams, one joint self-attention over S = T + I tokens."""
 
-  def __init__(self, width, heads, mlp_ratio, txt_mlp_ratio, adaln, reads_only=False):
+  def __init__(self, width, heads, mlp_ratio, txt_mlp_ratio, adaln, labels, reads_only=False):
     super().__init__()
     self.txt = Stream(width, heads, txt_mlp_ratio, adaln, reads_only)
     self.img = Stream(width, heads, mlp_ratio, adaln)
+    if labels:
+      self.vmix_v = nn.Linear(width, width, bias=False)
 
-  def forward(self, txt, img, mods, mask, cos, sin):
+  def forward(self, txt, img, mods, mask, cos, sin, aesthetics=None):
     mod_t, mod_i = self.txt.modulation(mods[0]), self.img.modulation(mods[1])
     q_t, k_t, v_t = self.txt.before(txt, mod_t)
     q_i, k_i, v_i = self.img.before(img, mod_i)
@@ -194,6 +226,11 @@ class Block(nn.Module):
     if q_t is not None:
       txt = self.txt.after(txt, attended[:, : txt.shape[1]], mod_t)
       attended = attended[:, txt.shape[1] :]
+    if aesthetics is not None:
+      v_a = self.img.split(self.vmix_v(aesthetics.to(k.dtype)))
+      v_a = torch.cat([v_a, torch.zeros_like(v_i)], dim=2)
+      added = F.scaled_dot_product_attention(q_i, k, v_a, attn_mask=mask)
+      attended = attended + added.transpose(1, 2).flatten(2)
     return txt, self.img.after(img, attended, mod_i)
 
 
@@ -223,11 +260,12 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     adaln: str = "full",
     last_txt_after: bool = False,
     conds: tuple = ("time", "size", "pooled"),
+    labels: int = 0,
     downsample: int = 8,
   ):
     super().__init__()
     patch_dim = patch**2 * latent_channels
-    block = (width, num_heads, mlp_ratio, txt_mlp_ratio, adaln)
+    block = (width, num_heads, mlp_ratio, txt_mlp_ratio, adaln, labels)
     self.splice = Splice(glyph_dim, text_dim)
     self.txt_in = nn.Linear(text_dim, width)
     self.position = nn.Parameter(torch.zeros(max_text_len + glyph_len, width))
@@ -244,7 +282,12 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
       "pooled": text_dim,
       "guidance": _FREQUENCIES,
     }
-    self.cond = nn.ModuleDict({name: Condition(inputs[name], width) for name in conds})
+    self.cond = nn.ModuleDict(
+      {n: Origin(width) if n == "origin" else Condition(inputs[n], width) for n in conds}
+    )
+    if labels:
+      rows = max_text_len + glyph_len
+      self.vmix = VMix(labels, glyph_len, rows, text_dim, width)
 
   def forward(
     self,
@@ -255,6 +298,9 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     glyph_hidden_states: torch.Tensor,
     glyph_attention_mask: torch.Tensor,
     guidance: torch.Tensor | None = None,
+    tags: torch.Tensor | None = None,
+    tag_strength: torch.Tensor | None = None,
+    origin: torch.Tensor | None = None,
   ) -> torch.Tensor:
     """Velocity at x_t.
 
@@ -266,6 +312,8 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
       glyph_hidden_states: ByT5 features [B, G, glyph_dim] in fixed slots.
       glyph_attention_mask: [B, G] bool, True on bytes to be rendered.
       guidance: scale [B], for a guidance-distilled model.
+      tags, tag_strength: aesthetic labels [B, A] and how much they count [B], for a model that has them.
+      origin: [B], 0 real, 1 drawn by a model, for a model that has the condition.
 
     Returns:
       velocity [B, C, H, W], float32.
@@ -275,7 +323,8 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     text, mask, pooled = self.splice(
       encoder_hidden_states, encoder_attention_mask, glyph_hidden_states, glyph_attention_mask
     )
-    vec = self._condition(timestep, hidden_states.shape[2:], pooled, guidance)
+    vec = self._condition(timestep, hidden_states.shape[2:], pooled, guidance, origin)
+    aesthetics = None if tags is None else self.vmix(tags, tag_strength, text.shape[1])
     llm_len = encoder_hidden_states.shape[1]
     position = torch.cat([self.position[:llm_len], self.position[cfg.max_text_len :]])
     txt = self.txt_in(text.to(self.txt_in.weight.dtype)) + position
@@ -285,17 +334,19 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     cos, sin = rope_angles(positions, cfg.width // cfg.num_heads, cfg.rope_theta)
     mods = self._mods(F.silu(vec))
     for block in self.blocks:
-      txt, img = block(txt, img, mods, seen, cos, sin)
-    _, img = self.last(txt, img, mods, seen, cos, sin)
+      txt, img = block(txt, img, mods, seen, cos, sin, aesthetics)
+    _, img = self.last(txt, img, mods, seen, cos, sin, aesthetics)
     return self._unpatchify(self.out(modulate(img.float(), *self.out_mod(mods[1]))), h, w)
 
-  def _condition(self, timestep, grid, pooled, guidance):
+  def _condition(self, timestep, grid, pooled, guidance, origin):
     """The adaLN vector [B, D], float32."""
     size = torch.stack([count(side, pooled.device) for side in grid]) * self.config.downsample
     size = sinusoid(size, _FREQUENCIES // 2).flatten().expand(pooled.shape[0], -1)
     inputs = {"time": sinusoid(1000.0 * timestep.float()), "size": size, "pooled": pooled}
     if guidance is not None:
       inputs["guidance"] = sinusoid(1000.0 * guidance.float())
+    if origin is not None:
+      inputs["origin"] = origin
     return sum(layer(inputs[name]) for name, layer in self.cond.items())
 
   def _mods(self, vec):

@@ -77,7 +77,7 @@ def _fresh() -> str:
 class NamesTest(parameterized.TestCase):
   @parameterized.parameters("full", "single")
   def test_every_leaf_there_and_back(self, adaln):
-    cfg = dit.DiTConfig(**SMALL, adaln=adaln)
+    cfg = dit.DiTConfig(**SMALL, adaln=adaln, labels=2, conds=("time", "size", "pooled", "origin"))
     part = types.Part.from_module(lambda rngs: dit.DiT(cfg, rngs=rngs))
     params = trees.unflatten({
       path: np.random.RandomState(len(path)).randn(*x.shape).astype(np.float32)
@@ -226,6 +226,7 @@ class TwinTest(parameterized.TestCase):
     dict(adaln="single", patch=1),
     dict(rope_mode="corner", last_txt_after=True, conds=("time", "guidance")),
     dict(rope_mode="longest_side", txt_mlp_ratio=2.0),
+    dict(labels=3, conds=("time", "size", "pooled", "origin")),
   )
   def test_parity(self, **changes):
     import torch
@@ -245,6 +246,8 @@ class TwinTest(parameterized.TestCase):
     inputs = onnx.example_inputs(twin, 2, (8, 12), 9)
     if "guidance" in cfg.conds:
       inputs["guidance"] = torch.tensor([1.0, 4.5])
+    if cfg.labels:
+      inputs["tags"], inputs["origin"] = torch.tensor([[1, 0, 1], [0, 1, 1]]), torch.tensor([0, 1])
     with torch.no_grad():
       want = twin(**inputs).permute(0, 2, 3, 1).numpy()
     x = {name: jnp.asarray(value.numpy()) for name, value in inputs.items()}
@@ -255,7 +258,10 @@ class TwinTest(parameterized.TestCase):
       x["glyph_hidden_states"],
       x["glyph_attention_mask"],
     )
-    cond = cond if "guidance" not in x else cond.replace(guidance_B=x["guidance"])
+    ours = dict(
+      guidance="guidance_B", tags="tags_BA", tag_strength="tag_strength_B", origin="origin_B"
+    )
+    cond = cond.replace(**{ours[name]: value for name, value in x.items() if name in ours})
     got = bound(jnp.moveaxis(x["hidden_states"], 1, -1), x["timestep"], cond)
     self.assertLess(relative(got, want), 2e-5)
 
