@@ -12,7 +12,7 @@ _CACHE = tempfile.mkdtemp(prefix="seedream_jax_xla_") if _FIRST else ""
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE or os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-import jax
+import jax  # noqa: E402  after what it reads
 
 if _FIRST:
   atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
