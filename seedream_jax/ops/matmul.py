@@ -10,6 +10,7 @@ the same arithmetic.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -32,19 +33,22 @@ _project = jax.custom_vjp(_dot)
 
 
 def _forward(x, kernel_DF):  # the bare dot, for a remat policy to see
-  # What no gradient is asked towards is told here: a frozen kernel's is not made, nor x kept for it.
-  kept = (x.value if kernel_DF.perturbed else None, kernel_DF.value if x.perturbed else None)
-  return _dot(x.value, kernel_DF.value), kept
+  # What no gradient is asked towards is told here: a frozen kernel's is not made, nor x kept for it. Nothing is
+  # an empty array and not None: JAX traces this again under other askings, and wants one structure of all.
+  nothing = jnp.zeros((0,), x.value.dtype)
+  kept_x = x.value if kernel_DF.perturbed else nothing
+  kept_kernel = kernel_DF.value if x.perturbed else nothing
+  return _dot(x.value, kernel_DF.value), (kept_x, kept_kernel)
 
 
 def _backward(residuals, g):
   (x, kernel_DF), dx, dkernel_DF = residuals, None, None
-  if kernel_DF is not None:
+  if kernel_DF.size:
     dx = lax.dot_general(g, kernel_DF, (((g.ndim - 1,), (1,)), ((), ())))
-  if x is not None:
+  if x.size:
     leading = tuple(range(g.ndim - 1))
     dkernel_DF = lax.dot_general(x, g, ((leading, leading), ((), ())))
-  return dx, dkernel_DF
+  return dx, dkernel_DF  # None is zero
 
 
 _project.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -60,6 +60,24 @@ class MatmulTest(parameterized.TestCase):
     # Towards the kernels alone the activations' gradient is still needed, from block to block.
     self.assertEqual(one, 2 if argnum == 0 else 3)
 
+  def test_one_traced_function_is_asked_for_different_gradients(self):
+    """JAX keeps the trace of a jitted function, and differentiates it anew for each asking."""
+    x, kernels = (
+      jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((7, 13), (3, 13, 13)))
+    )
+
+    def run(dot):
+      @jax.jit
+      def f(x, kernels):
+        step = lambda x, kernel: (jnp.sin(dot(x, kernel, _dims(x))), None)  # noqa: E731
+        return jnp.sum(jax.lax.scan(step, x, kernels)[0])
+
+      return [jax.grad(f, argnums=which)(x, kernels) for which in ((1,), (0,), (0, 1), (1,))]
+
+    got, want = run(matmul.dot_general), run(lax.dot_general)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+      np.testing.assert_allclose(a, b, atol=1e-4)
+
   def test_other_contractions_are_refused(self):
     with self.assertRaisesRegex(ValueError, "not a projection"):
       matmul.dot_general(jnp.ones((3, 5)), jnp.ones((3, 7)), (((0,), (0,)), ((), ())))
