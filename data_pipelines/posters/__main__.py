@@ -39,6 +39,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "another seed renders other records of t
 _WORKERS = flags.DEFINE_integer("workers", 2, "processes; the bytes do not depend on it")
 _FONTS = flags.DEFINE_string("fonts", "", f"folder of fonts; default: fontconfig, {fonts.PACKAGES}")
 _AXIS_RATE = flags.DEFINE_float("axis_rate", None, "share of positives on each aesthetic axis")
+_STYLE_RATE = flags.DEFINE_float("style_rate", None, "share of records in a style")
+_FACES = flags.DEFINE_list(
+  "faces", [], f"typefaces instead of the world's: {', '.join(worlds.FACES)}"
+)
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "records per shard")
 _SHEET = flags.DEFINE_string("sheet", "", "contact sheet (PNG) of the first records; alone or too")
 _PROMPTS = flags.DEFINE_list("prompts", [], f"write suites instead: {', '.join(prompts.SUITES)}")
@@ -84,10 +88,22 @@ def make_source(world: worlds.World) -> builder.Source:
       max_bytes=_GLYPH_BYTES.value - 1,
     )
   sizes = parse_sizes(_SIZE.value or list(world.sizes))
-  rate = _AXIS_RATE.value
-  if rate is not None and not 0 <= rate <= 1:
-    raise types.UserError(f"--axis_rate: {rate}; expected 0 to 1")
-  posters = poster.Posters(world.name, _SPLIT.value, sizes, _SEED.value, found, rate)
+  for flag in (_AXIS_RATE, _STYLE_RATE):
+    if flag.value is not None and not 0 <= flag.value <= 1:
+      raise types.UserError(f"--{flag.name}: {flag.value}; expected 0 to 1")
+  if unknown := [face for face in _FACES.value if face not in worlds.FACES]:
+    names = ", ".join(worlds.FACES)
+    raise types.UserError(f"--faces: unknown {unknown[0]!r}; expected of {names}")
+  posters = poster.Posters(
+    world.name,
+    _SPLIT.value,
+    sizes,
+    _SEED.value,
+    found,
+    _AXIS_RATE.value,
+    _STYLE_RATE.value,
+    tuple(_FACES.value),
+  )
   if _DAMAGE.value is None:
     return posters
   if not 0 <= _DAMAGE.value <= 1:

@@ -27,6 +27,8 @@ class Posters:
     seed: another seed gives other records of the same split.
     fonts: resolved font files.
     axis_rate: share of records where each aesthetic axis is positive; None takes the world's.
+    style_rate: share of records in a style; None takes the world's.
+    faces: typefaces of texts; () takes the world's.
   """
 
   world: str
@@ -35,12 +37,16 @@ class Posters:
   seed: int
   fonts: fonts_lib.FontSet
   axis_rate: float | None = None
+  style_rate: float | None = None
+  faces: tuple[str, ...] = ()
 
   dataset = "posters"
   description = "Posters: emoji and real typefaces on coloured grounds, captioned in zh and en."
 
   def describe(self) -> dict[str, Any]:
     """Everything the records depend on, as JSON."""
+    # Named only where given, so that what was built without them is still what is asked for.
+    further = {"style_rate": self.style_rate, "faces": list(self.faces) or None}
     return {
       "world": self.world,
       "split": self.split,
@@ -49,6 +55,7 @@ class Posters:
       "axis_rate": self.axis_rate,
       "grammar": scene_lib.GRAMMAR,
       "provenance": self.fonts.provenance(),
+      **{key: value for key, value in further.items() if value is not None},
     }
 
   def schema(self) -> tfds.features.FeaturesDict:
@@ -57,8 +64,11 @@ class Posters:
 
   def open_world(self) -> worlds.World:
     """The world with this source's rates."""
-    world = worlds.make_world(self.world)
-    return world if self.axis_rate is None else world.tilted(axis_rate=self.axis_rate)
+    rates = {"axis_rate": self.axis_rate, "style_rate": self.style_rate}
+    changes = {key: rate for key, rate in rates.items() if rate is not None}
+    if self.faces:
+      changes["faces"] = self.faces
+    return worlds.make_world(self.world).tilted(**changes)
 
   def draw(self, index: int) -> tuple[np.ndarray, scene_lib.Scene, list[captions.Caption]]:
     """(image_HWC, scene, captions) of record `index`."""
