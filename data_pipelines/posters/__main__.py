@@ -45,6 +45,10 @@ _SAY_AXES = flags.DEFINE_bool(
 _NUM_SUBJECTS = flags.DEFINE_integer(
   "num_subjects", 0, "draw the world's first so many subjects alone", lower_bound=0
 )
+_STYLE_RATE = flags.DEFINE_float("style_rate", None, "share of records in a style")
+_FACES = flags.DEFINE_list(
+  "faces", [], f"typefaces instead of the world's: {', '.join(worlds.FACES)}"
+)
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "records per shard")
 _SHEET = flags.DEFINE_string("sheet", "", "contact sheet (PNG) of the first records; alone or too")
 _PROMPTS = flags.DEFINE_list("prompts", [], f"write suites instead: {', '.join(prompts.SUITES)}")
@@ -90,18 +94,23 @@ def make_source(world: worlds.World) -> builder.Source:
       max_bytes=_GLYPH_BYTES.value - 1,
     )
   sizes = parse_sizes(_SIZE.value or list(world.sizes))
-  rate = _AXIS_RATE.value
-  if rate is not None and not 0 <= rate <= 1:
-    raise types.UserError(f"--axis_rate: {rate}; expected 0 to 1")
+  for flag in (_AXIS_RATE, _STYLE_RATE):
+    if flag.value is not None and not 0 <= flag.value <= 1:
+      raise types.UserError(f"--{flag.name}: {flag.value}; expected 0 to 1")
+  if unknown := [face for face in _FACES.value if face not in worlds.FACES]:
+    names = ", ".join(worlds.FACES)
+    raise types.UserError(f"--faces: unknown {unknown[0]!r}; expected of {names}")
   posters = poster.Posters(
     world.name,
     _SPLIT.value,
     sizes,
     _SEED.value,
     found,
-    rate,
+    _AXIS_RATE.value,
     _SAY_AXES.value,
     _NUM_SUBJECTS.value,
+    _STYLE_RATE.value,
+    tuple(_FACES.value),
   )
   if _DAMAGE.value is None:
     return posters

@@ -29,6 +29,8 @@ class Posters:
     axis_rate: share of records where each aesthetic axis is positive; None takes the world's.
     say_axes: whether captions name the positive axes.
     num_subjects: only the world's first so many are drawn, a set skewed on purpose; 0 = all.
+    style_rate: share of records in a style; None takes the world's.
+    faces: typefaces of texts; () takes the world's.
   """
 
   world: str
@@ -39,22 +41,30 @@ class Posters:
   axis_rate: float | None = None
   say_axes: bool = False
   num_subjects: int = 0
+  style_rate: float | None = None
+  faces: tuple[str, ...] = ()
 
   dataset = "posters"
   description = "Posters: emoji and real typefaces on coloured grounds, captioned in zh and en."
 
   def describe(self) -> dict[str, Any]:
     """Everything the records depend on, as JSON."""
+    # Named only where given, so that what was built without them is still what is asked for.
+    further = {
+      "say_axes": self.say_axes or None,
+      "num_subjects": self.num_subjects or None,
+      "style_rate": self.style_rate,
+      "faces": list(self.faces) or None,
+    }
     return {
       "world": self.world,
       "split": self.split,
       "sizes": [f"{h}x{w}" for h, w in self.sizes],
       "seed": self.seed,
       "axis_rate": self.axis_rate,
-      "say_axes": self.say_axes,
-      "num_subjects": self.num_subjects,
       "grammar": scene_lib.GRAMMAR,
       "provenance": self.fonts.provenance(),
+      **{key: value for key, value in further.items() if value is not None},
     }
 
   def schema(self) -> tfds.features.FeaturesDict:
@@ -63,10 +73,13 @@ class Posters:
 
   def open_world(self) -> worlds.World:
     """The world with this source's rates."""
+    rates = {"axis_rate": self.axis_rate, "style_rate": self.style_rate}
+    changes = {key: rate for key, rate in rates.items() if rate is not None}
+    if self.faces:
+      changes["faces"] = self.faces
     world = worlds.make_world(self.world)
-    rate = world.axis_rate if self.axis_rate is None else self.axis_rate
     subjects = world.subjects[: self.num_subjects or None]
-    return world.tilted(axis_rate=rate, say_axes=self.say_axes, subjects=subjects)
+    return world.tilted(say_axes=self.say_axes, subjects=subjects, **changes)
 
   def draw(self, index: int) -> tuple[np.ndarray, scene_lib.Scene, list[captions.Caption]]:
     """(image_HWC, scene, captions) of record `index`."""

@@ -40,8 +40,17 @@ class Prompt:
 
 
 def language(text: str) -> str:
-  """By script: "zh" where there is a Chinese character outside quotes, or nothing but quotes."""
-  return "zh" if any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
+  """The language of a prompt, by the script of what it does not quote, or of all where that is none."""
+  rest = text
+  for span in tokenizers.find_quoted(text):
+    rest = rest.replace(span, "", 1)
+  if any(map(_is_han, rest)):
+    return "zh"
+  return "zh" if any(map(_is_han, text)) and not any(c.isalpha() for c in rest) else "en"
+
+
+def _is_han(char: str) -> bool:
+  return "\u4e00" <= char <= "\u9fff"
 
 
 def read(path: str, size: tuple[int, int], num: int = 0) -> list[Prompt]:

@@ -216,11 +216,14 @@ def _latent(record: dict[str, Any], size: buckets.Size) -> np.ndarray:
 
 
 def _label(scene: Any, path: str, vocabulary: Sequence[Any]) -> int:
-  """Position in `vocabulary` of the scene's value at "subjects.0.name", say; -1 outside it."""
+  """Position in `vocabulary` of the scene's value at "subjects.0.name", say; -1 outside it.
+
+  A number steps into a list, or into a string: "text.content.0" is the first character.
+  """
   for key in path.split("."):
     if isinstance(scene, dict):
       scene = scene.get(key)
-    elif isinstance(scene, list) and key.isdigit() and int(key) < len(scene):
+    elif isinstance(scene, list | str) and key.isdigit() and int(key) < len(scene):
       scene = scene[int(key)]
     else:
       return -1

@@ -1,5 +1,7 @@
 """Labels: what a scene says as columns, read back, and the shipped vocabulary."""
 
+import string
+
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -56,11 +58,19 @@ class LabelsTest(parameterized.TestCase):
     world = worlds.make_world(preset)
     words = labels.vocabulary(config.data.streams.train.labels)
     self.assertEqual((words.subjects, words.colors), (world.subjects, world.colors))
+    if preset == "nano":
+      letters = judge.VOCABULARY[preset]["characters"]
+      self.assertEqual(letters, worlds.vocabulary(world) + string.ascii_uppercase)
     self.assertGreaterEqual(words.slots, len(world.counts))
     self.assertEqual(words.counts, tuple(range(words.slots + 1)))
     sizes = dict(config.model.classifier.heads)
     want = dict(subject=len(words.subjects), color=len(words.colors), count=len(words.counts))
     self.assertEqual(sizes, {**want, "text": 1})
+
+  def test_a_number_steps_into_a_string(self):
+    scene = {"text": {"content": "春A"}}
+    got = [reader._label(scene, f"text.content.{i}", "A春") for i in range(3)]
+    self.assertEqual(got, [1, 0, -1])
 
   @parameterized.parameters(
     (COLUMNS[1:],),  # the first slot is missing

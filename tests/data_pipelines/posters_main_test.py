@@ -1,5 +1,6 @@
 """The command: workers change no byte, and a user's mistake is one line and exit code 2."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -37,6 +38,15 @@ class MainTest(parameterized.TestCase):
       files = (p for p in folder.rglob("*") if p.is_file())
       made.append({str(p.relative_to(folder)): p.read_bytes() for p in files})
     self.assertEqual(*made)
+
+  def test_faces_and_styles_are_named_only_where_given(self):
+    plain = poster.Posters("nano", "train", ((64, 64),), 0, fonts.find())
+    other = dataclasses.replace(plain, faces=("kai", "serif"), style_rate=1.0)
+    more = {"faces": ["kai", "serif"], "style_rate": 1.0}
+    self.assertEqual(other.describe(), {**plain.describe(), **more})
+    scenes = [other.draw(i)[1] for i in range(30)]
+    self.assertEqual({s["text"]["face"] for s in scenes if s["text"]}, {"kai", "serif"})
+    self.assertNotIn("plain", {s["style"] for s in scenes})
 
 
 if __name__ == "__main__":

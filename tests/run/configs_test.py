@@ -15,10 +15,11 @@ from seedream_jax.run import open as open_lib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRESETS = ("nano", "small", "base", "full")
-EXPERIMENTS = [("autoencoder", ""), ("pretrain", ""), ("ct", ""), ("sft", ""), ("judge", "")]
+EXPERIMENTS = [(name, "") for name in ("autoencoder", "pretrain", "ct", "sft", "judge", "rater")]
 EXPERIMENTS += [("align", f",mode={m}") for m in ("lm", "pair", "glyph")]
 EXPERIMENTS += [("rlhf", f",mode={m}") for m in ("reward", "refl")]
 CASES = [(name, preset, rest) for name, rest in EXPERIMENTS for preset in PRESETS]
+CASES.append(("rater", "nano", ",reads=glyphs"))
 
 
 @functools.cache
