@@ -61,6 +61,7 @@ def reward_config(arg):
   )
   config.frozen = dict(llm=arg.weights, byt5=arg.weights)
   config.init.path = ""
+  config.data.streams.val.sources = ((f"{arg.data}:heldout", 1.0),)
   for stream in config.data.streams.values():
     stream.features = ("id_B", "image_BRHWC", "llm_ids_BL", "byt5_ids_BG")
     stream.batch_size = preset["batch"]
