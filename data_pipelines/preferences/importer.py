@@ -70,6 +70,7 @@ def own(
     order = (choice, 1 - choice)
     loaded = [_load(pair.images[k], path, pair.id, readers) for k in order]
     about = {
+      "candidates": [pair.images[k].get("candidate") for k in order],
       "models": [pair.images[k].get("model", "") for k in order],
       "damage": [pair.images[k].get("damage", "") for k in order],
       "scores": {name: [got[k] for k in order] for name, got in pair.scores.items()},

@@ -1,0 +1,60 @@
+"""Scoring a reward: the noise comes off again, the ceiling is what it left, thirds are by the gap beneath it."""
+
+import numpy as np
+from absl.testing import absltest
+
+from data_pipelines.preferences import pairs, score
+
+
+def _about(number: int, clean: tuple[float, float], std: float) -> tuple[dict, bool]:
+  """What a record of the pair says (preferred first), and whether the noise left the choice as it was."""
+  heard = pairs.noisy(clean, std, f"p{number}:0-1", 7, "text")
+  order = (0, 1) if heard[0] > heard[1] else (1, 0)  # of candidates, preferred first
+  about = {
+    "id": f"p{number}:0-1",
+    "candidates": list(order),
+    "scores": {"text": [heard[k] for k in order]},
+    "noise": {"std": {"text": std}, "seed": 7},
+  }
+  return about, (clean[0] > clean[1]) == (heard[0] > heard[1])
+
+
+class ScoreTest(absltest.TestCase):
+  def test_the_noise_comes_off(self):
+    rng = np.random.default_rng(0)
+    for number in range(50):
+      clean = tuple(rng.uniform(size=2))
+      about, kept = _about(number, clean, 0.3)
+      gap = score.clean_gap(about, "text")
+      self.assertAlmostEqual(abs(gap), abs(clean[0] - clean[1]), places=6)
+      self.assertEqual(gap > 0, kept)
+
+  def test_without_scores_or_noise_there_is_no_gap(self):
+    about, _ = _about(0, (0.2, 0.8), 0.1)
+    self.assertIsNone(score.clean_gap(about, "alignment"))
+    self.assertIsNone(score.clean_gap({**about, "noise": None}, "text"))
+    self.assertIsNone(score.clean_gap({**about, "candidates": [None, None]}, "text"))
+
+  def test_a_perfect_reward_reaches_the_ceiling_and_no_more(self):
+    rng = np.random.default_rng(1)
+    abouts, kept = zip(*(_about(i, tuple(rng.uniform(size=2)), 0.3) for i in range(600)))
+    gaps = [score.clean_gap(about, "text") for about in abouts]
+    langs, prompts = ["zh", "en"] * 300, [f"p{i // 2}" for i in range(600)]
+    groups = score.summarize(np.array(kept), gaps, langs, prompts)
+    self.assertEqual(set(groups), {"all", "zh", "en", *score.THIRDS})
+    self.assertEqual(sum(groups[name]["n"] for name in score.THIRDS), 600)
+    for got in groups.values():
+      self.assertAlmostEqual(got["of_ceiling"], 1.0)
+    self.assertLess(groups["hard"]["ceiling"], 0.7)
+    self.assertGreater(groups["easy"]["ceiling"], 0.85)
+    coin = score.summarize(rng.random(600) < 0.5, gaps, langs, prompts)
+    self.assertAlmostEqual(coin["all"]["accuracy"], 0.5, delta=0.07)
+
+  def test_choices_of_people_have_no_ceiling(self):
+    groups = score.summarize(np.ones(4, bool), [None] * 4, ["zh"] * 4, list("abcd"))
+    self.assertEqual(set(groups), {"all", "zh"})
+    self.assertNotIn("ceiling", groups["all"])
+
+
+if __name__ == "__main__":
+  absltest.main()
