@@ -89,7 +89,8 @@ def _plan(
     program = planner.plan_sampler(layout, topology, stream, size, options)
   programs = [program]
   if _ENCODERS.value:
-    programs += [planner.plan_part(part, layout, topology, stream, size) for part in layout.frozen]
+    parts = [part for part in layout.frozen if part in ("vae", *planner.ENCODERS)]
+    programs += [planner.plan_part(part, layout, topology, stream, size) for part in parts]
   rows = [planner.describe(program, topology) for program in programs]
   return {
     "config": {"size": list(size), "batch": stream.batch_size, "steps": config.train.total_steps},
@@ -99,7 +100,7 @@ def _plan(
       "chip": dataclasses.asdict(topology.chip),
     },
     "mesh": dict(layout.mesh.shape),
-    "remat": config.model.dit.get("remat", layout.stage.model.configs["dit"].remat),
+    "remat": config.model.get("dit", {}).get("remat", "none"),
     "parameters": planner.parameters(layout),
     "programs": rows,
     "budget": planner.budget(

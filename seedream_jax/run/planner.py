@@ -22,12 +22,14 @@ import numpy as np
 
 from seedream_jax import types
 from seedream_jax.engine import flops, hardware, hlo, sharding, traffic, trees
+from seedream_jax.models import vae
 from seedream_jax.run import open as open_lib
 
 _INVOLUNTARY = re.compile(rb"Involuntary full rematerialization[^\n]*")
 _OUT_OF_MEMORY = re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _GIB = 1 << 30
+ENCODERS = ("llm", "byt5")
 _HEADROOM = 0.05  # of HBM, for fragmentation and what the runtime keeps
 
 
@@ -79,9 +81,13 @@ def devices(topology: hardware.Topology) -> list[Any]:
 
 def default_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
   """Pixels of the grid at which RoPE positions are whole: what the preset is made for."""
-  stage = open_lib.make_stage(config)
-  dit, vae = (stage.model.configs[name] for name in ("dit", "vae"))
-  return (int(dit.rope_base) * dit.patch * vae.factor,) * 2
+  configs = open_lib.make_stage(config).model.configs
+  if "dit" not in configs:
+    raise types.UserError(
+      f"--size: not given, and stage {config.stage.name} has no grid of its own"
+    )
+  dit_cfg, vae_cfg = configs["dit"], configs["vae"]
+  return (int(dit_cfg.rope_base) * dit_cfg.patch * vae_cfg.factor,) * 2
 
 
 def batch_of(
@@ -98,12 +104,14 @@ def _stream(
 ) -> dict[str, jax.ShapeDtypeStruct]:
   b, length = stream.batch_size, max(stream.text_buckets)
   configs = stage.model.configs
-  cells = tuple(side // configs["vae"].factor for side in size)
-  width = configs["llm"].width
+  vae_cfg = configs.get("vae") or vae.make_config()  # a reward sees pictures alone
+  cells = tuple(side // vae_cfg.factor for side in size)
+  width, picture = configs["llm"].width, (*size, vae_cfg.image_channels)
   shapes = {
     "id_B": ((b,), np.uint32),
-    "image_BHWC": ((b, *size, configs["vae"].image_channels), np.uint8),
-    "latent_BHWC": ((b, *cells, configs["vae"].latent_channels), np.float16),
+    "image_BHWC": ((b, *picture), np.uint8),
+    "image_BRHWC": ((b, 2, *picture), np.uint8),
+    "latent_BHWC": ((b, *cells, vae_cfg.latent_channels), np.float16),
     "size_B2": ((b, 2), np.int32),
     "llm_ids_BL": ((b, length), np.int32),
     "byt5_ids_BG": ((b, stream.glyph_bytes), np.int32),
@@ -191,8 +199,8 @@ def plan_sampler(
   shard = sharding.batch(layout.mesh)
   batch = {"train": {k: jax.ShapeDtypeStruct(*v, sharding=shard) for k, v in shapes.items()}}
   predict = functools.partial(layout.stage.predict_fns()["latents"], **options)
-  frozen = {name: tree for name, tree in layout.frozen.items() if name != "vae"}
-  params = {"dit": layout.state.params["dit"]}
+  frozen = {name: tree for name, tree in layout.frozen.items() if name in ENCODERS}
+  params = layout.state.params
   held = {"parameters": params, **{f"frozen {k}": v for k, v in frozen.items()}, "batch": batch}
   return _program(
     "sampler", jax.jit(predict), predict, (params, frozen, batch), held, layout.mesh, topology
@@ -343,5 +351,5 @@ def meshes(topology: hardware.Topology, batch_size: int) -> Iterator[dict[str, i
 
 def parameters(layout: open_lib.Layout) -> dict[str, int]:
   """Scalars of every part."""
-  counts = {name: trees.count(tree) for name, tree in layout.state.params.items()}
+  counts = {name: trees.count(tree) for name, tree in types.by_part(layout.state.params).items()}
   return counts | {name: trees.count(tree) for name, tree in layout.frozen.items()}

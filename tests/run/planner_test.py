@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from experiments import pretrain
+from experiments import ct, pretrain, rlhf
 from seedream_jax import types
 from seedream_jax.engine import hardware
 from seedream_jax.run import open as open_lib
@@ -79,6 +79,20 @@ class PlannerTest(parameterized.TestCase):
     self.assertEqual(set(planner._read(layout.frozen, batch)), parts)
     self.assertEqual(batch["train"]["latent_BHWC"].shape, (16, 8, 8, 16))
     self.assertEqual(planner.default_size(config), (64, 64))
+
+  def test_streams_of_post_training(self):
+    refl = rlhf.get_config("nano,content=latent")
+    found = planner.batch_of(refl, open_lib.make_stage(refl), (64, 64))
+    self.assertEqual(set(found), {"train", "prompts"})
+    self.assertEqual(found["prompts"]["latent_BHWC"].shape, (8, 8, 8, 16))
+    pairs = rlhf.get_config("nano,mode=reward")
+    found = planner.batch_of(pairs, open_lib.make_stage(pairs), (64, 64))
+    self.assertEqual(found["train"]["image_BRHWC"].shape, (64, 2, 64, 64, 3))
+    with self.assertRaisesRegex(types.UserError, "--size: not given, and stage reward"):
+      planner.default_size(pairs)
+    labelled = ct.get_config("nano,content=latent")
+    found = planner.batch_of(labelled, open_lib.make_stage(labelled), (64, 64))
+    self.assertEqual(found["train"]["label_BA"].shape, (16, 4))
 
   @pytest.mark.heavy
   def test_a_step_here_has_its_parts(self):
