@@ -98,6 +98,9 @@ def refl_config(arg):
   )
   streams = config.data.streams
   streams.train.batch_size = preset["batch"]
+  # Two streams of n buckets each would be n^2 programs: one bucket, the largest that captions fill.
+  buckets = (64,) if arg.preset == "nano" else streams.train.text_buckets[-1:]
+  streams.train.text_buckets = streams.val.text_buckets = buckets
   streams.prompts = streams.train.to_dict() | dict(sources=((f"{arg.prompts}:refl", 1.0),))
   streams.drawn = streams.prompts.to_dict() | dict(seed=1)
   config.data.eval_streams = ("val", "drawn")
