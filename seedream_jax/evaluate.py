@@ -49,7 +49,9 @@ _CLASSIFIER = flags.DEFINE_string(
 )
 _AGAINST = flags.DEFINE_string("against", "", "ROWS.jsonl of a run to subtract, image by image.")
 _DATA = flags.DEFINE_string("data", "", "Data set a gate reads.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "SentencePiece model, for the language gate.")
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", "", "SentencePiece model or tokenizer.json, for the language gate."
+)
 flags.mark_flags_as_required(["workdir"])
 
 

@@ -213,8 +213,9 @@ class FastTokenizer(Tokenizer):
   """tokenizer.json of a published model; pad and end tokens are those of the tokenizer_config.json beside it.
 
   What the file's own template puts around a text stays (Llama's begin token), and the end token is added
-  where the template has none (Qwen's). A config that names no pad token pads with the end token: a model
-  never sees what follows the first end. A text that spells out a special token is text.
+  where the template has none (Qwen's). BERT's end token is its [SEP]. A config that names no pad token pads
+  with the end token: a model never sees what follows the first end. A text that spells out a special token
+  is text.
 
   Args:
     path: the folder, or its tokenizer.json.
@@ -276,7 +277,7 @@ class FastTokenizer(Tokenizer):
 
 
 def _special_tokens(path: str) -> dict[str, str]:
-  """eos_token and pad_token of a tokenizer_config.json."""
+  """eos_token, or sep_token where there is none, and pad_token, or that one, of a tokenizer_config.json."""
   try:
     config = json.loads(pathlib.Path(path).read_text("utf-8"))
   except OSError as e:
@@ -284,11 +285,12 @@ def _special_tokens(path: str) -> dict[str, str]:
   except ValueError as e:
     raise types.UserError(f"{path}: not JSON ({e})") from e
   found = {}
-  for key in ("eos_token", "pad_token"):
-    token = config.get(key) if isinstance(config, dict) else None
+  config = config if isinstance(config, dict) else {}
+  for key, instead in (("eos_token", config.get("sep_token")), ("pad_token", None)):
+    token = config.get(key)
+    token = instead if token is None else token
     token = token.get("content") if isinstance(token, dict) else token
-    if token is None and key == "pad_token":
-      token = found["eos_token"]
+    token = found.get("eos_token") if token is None else token
     if not isinstance(token, str):
       raise types.UserError(f"{path}: {key}={token!r}, expected a token")
     found[key] = token

@@ -273,8 +273,7 @@ class Source:
   def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
     """A tensor, or the part of it that `index` names."""
     handle = self._handle(self._files[name])
-    # A scalar has no slice; its index is ().
-    return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+    return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
 
   def _shape(self, name: str, file: str) -> tuple[int, ...]:
     try:

@@ -118,7 +118,7 @@ class Bert(nnx.Module):
 
 
 class TwoTower(nnx.Module):
-  """Both towers, their projections and the learned inverse temperature; called as `clip.Clip` is."""
+  """Both towers, their projections and the learned inverse temperature."""
 
   def __init__(self, cfg: TwoTowerConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg

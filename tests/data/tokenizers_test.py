@@ -193,6 +193,15 @@ class FastTokenizerTest(parameterized.TestCase):
     self.assertEqual((none.pad_id, none.eos_id), (made.eos_id, made.eos_id))
     self.assertLen({made.sha256, base.sha256, none.sha256}, 3)
 
+  def test_berts_end_is_its_separator(self):
+    made = tokenizers.open_tokenizer(
+      datasets.fast_tokenizer(
+        self.dir, eos_token=None, sep_token="<|im_end|>", template="<|im_start|> $A <|im_end|>"
+      )
+    )
+    names = [made._fast.id_to_token(i) for i in made.encode("a")]
+    self.assertEqual(names, ["<|im_start|>", "a", "<|im_end|>"])
+
   @parameterized.parameters(
     ("<|im_start|> $A", ["<|im_start|>", "a", "<|im_end|>"]),
     ("$A <|im_end|>", ["a", "<|im_end|>"]),

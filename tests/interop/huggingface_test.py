@@ -213,6 +213,23 @@ class ParityTest(parameterized.TestCase):
     parity.check(self, ours, theirs, reference)
 
   @parameterized.parameters(
+    (dict(), ""),
+    (dict(eos_token="<|endoftext|>"), ""),
+    (dict(bos_token="<|im_start|>"), "<|im_start|> $A"),
+  )
+  def test_tokenizer(self, config, template):
+    """The published tokenizer's ids, with the end token that a text here always has."""
+    import transformers
+
+    folder = datasets.fast_tokenizer(parity.folder(), template=template, **config)
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    made = tokenizers.open_tokenizer(folder)
+    self.assertEqual((made.pad_id, made.eos_id), (reference.pad_token_id, reference.eos_token_id))
+    texts = ["a red panda", "写着“春”的海报", "  two  spaces", "", "a<|im_end|>b"]
+    theirs = reference(texts, split_special_tokens=True)["input_ids"]
+    self.assertEqual(made.encode_batch(texts), [[*ids, made.eos_id] for ids in theirs])
+
+  @parameterized.parameters(
     dict(d_model=36, d_kv=10, num_heads=3, d_ff=52, num_layers=3),
     dict(
       d_model=40, d_kv=16, num_heads=5, d_ff=56, num_layers=2, relative_attention_num_buckets=16
