@@ -42,7 +42,9 @@ class LoRAConfig:
   def __post_init__(self):
     if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
       raise types.UserError(f"lora.rank={self.rank!r}, expected a whole number above 0")
-    if not 0 < self.alpha < float("inf"):
+    if not isinstance(self.targets, str):
+      raise types.UserError(f"lora.targets={self.targets!r}, expected a regex on paths of kernels")
+    if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < float("inf"):
       raise types.UserError(f"lora.alpha={self.alpha!r}, expected a number above 0")
 
   @property
@@ -177,4 +179,12 @@ def strip(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest(name: str, valid: Mapping[str, Any]) -> str:
-  return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+  """By layer and leaf first: before those a regex is mostly dots and stars."""
+
+  def likeness(path: str) -> tuple[float, float]:
+    tails = ("/".join(x.split("/")[-2:]) for x in (name, path))
+    return difflib.SequenceMatcher(None, *tails).ratio(), difflib.SequenceMatcher(
+      None, name, path
+    ).ratio()
+
+  return max(valid, key=likeness)

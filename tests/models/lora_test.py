@@ -65,29 +65,36 @@ def _count(apply, params, trained, *inputs, prepare=lambda params: params):
 
 
 class InitTest(parameterized.TestCase):
-  @parameterized.parameters(("float32", "none"), ("bfloat16", "dots"), ("float32", "full"))
+  @parameterized.parameters(("float32", "dots"), ("bfloat16", "none"))
   def test_the_dit_at_init_is_the_base_bit_for_bit(self, dtype, remat):
     base = dit_test._part(dtype=dtype, remat=remat)
     part = dit_test._part(dtype=dtype, remat=remat, lora=_lora(DIT))
     params = dit_test._random(base)
     want = dit_test._jit(base)(params, *dit_test._inputs())
     adapted = _on_base(part, params)
-    np.testing.assert_array_equal(dit_test._jit(part)(adapted, *dit_test._inputs()), want)
+    apply = dit_test._jit(part)
+    np.testing.assert_array_equal(apply(adapted, *dit_test._inputs()), want)
     opened = {p: x + 0.1 if p.endswith("lora_b") else x for p, x in trees.flatten(adapted).items()}
-    moved = dit_test._jit(part)(trees.unflatten(opened), *dit_test._inputs())
+    moved = apply(trees.unflatten(opened), *dit_test._inputs())
     self.assertGreater(float(jnp.abs(moved - want).max()), 0.01)
 
   def test_every_kernel_may_have_one(self):
-    """Op by op: a compiled sum may be ordered otherwise where one more term is fused into it."""
+    """A compiled sum may be ordered otherwise where one more term is fused into it: here, to rounding."""
     base, part = dit_test._part(), dit_test._part(lora=_lora(EVERY))
-    self.assertLen(
-      _adapters(part.abstract), 2 * sum("kernel" in p for p in trees.flatten(base.abstract))
-    )
+    kernels = [path for path in trees.flatten(base.abstract) if path.endswith("kernel")]
+    self.assertLen(_adapters(part.abstract), 2 * len(kernels))
     params = dit_test._random(base)
-    with jax.disable_jit():
-      want = dit_test._jit(base)(params, *dit_test._inputs())
-      got = dit_test._jit(part)(_on_base(part, params), *dit_test._inputs())
-    np.testing.assert_array_equal(got, want)
+    want = dit_test._jit(base)(params, *dit_test._inputs())
+    got = dit_test._jit(part)(_on_base(part, params), *dit_test._inputs())
+    np.testing.assert_allclose(got, want, atol=2e-6 * float(jnp.abs(want).max()))
+
+  @parameterized.product(dtype=("float32", "bfloat16"), use_bias=(True, False))
+  def test_a_layer_at_init_is_its_base_bit_for_bit(self, dtype, use_bias):
+    layer = nnx.Linear(5, 7, dtype=dtype, use_bias=use_bias, rngs=nnx.Rngs(0))
+    adapted = lora.Linear(layer, lora.LoRAConfig(".*", rank=3), rngs=nnx.Rngs(1))
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((11, 5)), dtype)
+    self.assertEqual(adapted(x).dtype, layer(x).dtype)
+    np.testing.assert_array_equal(adapted(x), layer(x))
 
   @parameterized.parameters("float32", "bfloat16")
   def test_the_llm_at_init_is_the_base_bit_for_bit(self, dtype):
@@ -262,22 +269,23 @@ class CostTest(parameterized.TestCase):
 
 
 class MergeTest(parameterized.TestCase):
-  @parameterized.parameters("blocks/.*/(q|mlp_out)/kernel", EVERY)
-  def test_merged_is_unmerged(self, targets):
-    part, base = dit_test._part(lora=_lora(targets)), dit_test._part()
+  def test_merged_is_unmerged(self):
+    """Stacked kernels and plain ones."""
+    part, base = dit_test._part(lora=_lora(EVERY)), dit_test._part()
     params = jax.tree.map(lambda x: 0.3 * x, dit_test._random(part))
     want = dit_test._jit(part)(params, *dit_test._inputs())
-    merged = lora.merge(params, lora.make_config(_lora(targets)))
+    merged = lora.merge(params, lora.make_config(_lora(EVERY)))
     self.assertEqual(
       {p: x.shape for p, x in trees.flatten(merged).items()},
       {p: x.shape for p, x in trees.flatten(base.abstract).items()},
     )
-    got = dit_test._jit(base)(merged, *dit_test._inputs())
+    apply = dit_test._jit(base)
+    got = apply(merged, *dit_test._inputs())
     np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
     kernels = trees.unflatten(
       {p: x for p, x in trees.flatten(params).items() if not trees.matches(lora.LEAVES, p)}
     )
-    without = dit_test._jit(base)(kernels, *dit_test._inputs())
+    without = apply(kernels, *dit_test._inputs())
     self.assertGreater(float(jnp.abs(without - want).max()), 0.01)
 
   def test_merges_in_float32_and_keeps_the_dtype(self):
@@ -397,7 +405,7 @@ class ExportTest(parameterized.TestCase):
 
     before = ours(dit_test._part(), model.params["dit"])
     np.testing.assert_allclose(theirs(), before, atol=2e-5 * np.abs(before).max())
-    twin.load_lora_adapter(folder)
+    twin.load_lora_adapter(folder, weight_name=f"{diffusers.ADAPTERS}.safetensors")
     want = ours(dit_test._part(lora=_lora(DIT)), whole.params["dit"])
     self.assertGreater(np.abs(want - before).max(), 0.01)
     np.testing.assert_allclose(theirs(), want, atol=2e-5 * np.abs(want).max())

@@ -119,7 +119,7 @@ class LoraLoopTest(parameterized.TestCase):
     config = _config()
     config.model.llm.lora.targets = "blocks/.*/qproj/kernel"
     with self.assertRaisesRegex(
-      types.UserError, r"model.llm.lora.targets: .*no kernel; nearest is '.*q_proj/kernel'"
+      types.UserError, r"model.llm.lora.targets: .*no kernel; nearest is '.*/q_proj/kernel'"
     ):
       open_lib.lay_out(config)
 
