@@ -36,27 +36,29 @@ HTML = """<!doctype html>
 <style>
 :root { color-scheme: light dark; }
 * { box-sizing: border-box; }
-body { margin: 0; height: 100vh; display: grid; grid-template-rows: auto 1fr auto; gap: 10px;
+body { margin: 0; height: 100vh; display: grid; grid-template-rows: auto minmax(0, 1fr) auto; gap: 10px;
   padding: 14px 20px; font: 17px/1.4 system-ui, "Noto Sans CJK SC", sans-serif;
   background: #f4f4f2; color: #1b1b1b; }
 header { display: grid; grid-template-columns: 1fr auto; gap: 4px 20px; align-items: start; }
 #prompt { font-size: 26px; font-weight: 600; overflow-wrap: anywhere; }
 #state { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 progress { grid-column: 1 / -1; width: 100%; height: 8px; accent-color: #2c6bed; }
-main { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; min-height: 0; }
-figure { margin: 0; min-height: 0; display: grid; grid-template-rows: auto 1fr; gap: 6px;
+main { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
+figure { margin: 0; display: grid; grid-template-rows: auto minmax(0, 1fr); gap: 6px;
   cursor: pointer; border: 3px solid transparent; border-radius: 8px; padding: 8px; background: #fff; }
 figure:hover { border-color: #2c6bed; }
 figcaption { text-align: center; font-weight: 600; color: #555; }
-figure div { min-height: 0; min-width: 0; display: grid; place-items: center; }
-img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+figure div { position: relative; }
+img { position: absolute; width: 100%; height: 100%; object-fit: contain; }
+img.small { image-rendering: pixelated; }
 footer { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; }
 button { font: inherit; padding: 8px 16px; border: 1px solid #999; border-radius: 6px;
   background: #fff; color: inherit; cursor: pointer; }
 button:focus-visible, figure:focus-visible { outline: 3px solid #2c6bed; }
 #keys { margin-left: auto; color: #666; white-space: pre; }
 #error { color: #b00020; font-weight: 600; }
-body.done main { display: none; }
+#error:not(:empty) { flex-basis: 100%; order: -1; }
+body.done main { visibility: hidden; }
 @media (prefers-color-scheme: dark) {
   body { background: #1c1c1e; color: #eee; } figure, button { background: #2a2a2d; }
   #keys, figcaption { color: #aaa; } #error { color: #ff8a80; }
@@ -130,6 +132,8 @@ addEventListener("keydown", event => {
   event.preventDefault();
   if (!event.repeat) act();
 });
+for (const img of document.images)  // enlarged, pixels stay pixels; made smaller, they are averaged
+  img.onload = () => img.classList.toggle("small", img.naturalWidth < img.clientWidth);
 call("/next");
 </script>
 </body>
