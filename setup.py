@@ -21,6 +21,7 @@ setuptools.setup(
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.6,<0.9",
     "tensorflow-datasets>=4.9.10,<5",
+    "pyarrow>=18",  # published preferences are Parquet; tensorflow-datasets brings it too
     "sentencepiece>=0.2.1,<0.3",
     "tokenizers>=0.23,<1",
     "ml-collections>=1.1,<2",

@@ -23,6 +23,7 @@ _VERBS = {
   "rate": "rate",
   "label": "label",
   "import": "importer",
+  "score": "score",
   "negatives": "negatives",
 }
 

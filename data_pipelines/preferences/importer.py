@@ -275,7 +275,7 @@ def main(argv: list[str]) -> int:
     choices, source = published.pickapic(values.pickapic), {"pickapic": values.pickapic}
   else:
     choices, source = published.hpd(values.hpd, values.images), {"hpd": values.hpd}
-  with tqdm.tqdm(choices, desc="import", unit="pair", dynamic_ncols=True) as bar:
+  with tqdm.tqdm(choices, desc="import", unit="pair", dynamic_ncols=True, delay=1) as bar:
     counts = build(
       bar,
       values.out,

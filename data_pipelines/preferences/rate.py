@@ -182,7 +182,7 @@ def main(argv: list[str]) -> int:
     many.append(raters.Aesthetic())
   if not many:
     raise types.UserError("--noaesthetic: no rater is left; give --alignment or --text")
-  with tqdm.tqdm(total=len(split), desc="rate", unit="set", dynamic_ncols=True) as bar:
+  with tqdm.tqdm(total=len(split), desc="rate", unit="set", dynamic_ncols=True, delay=1) as bar:
     made, summary = rate(
       candidates.Reader(split),
       many,

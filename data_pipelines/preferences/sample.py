@@ -335,7 +335,9 @@ def main(argv: list[str]) -> int:
   ]
   drawers += [RenderDrawer(name, fonts_lib.find(values.fonts)) for name in values.render]
   source = Candidates(tuple(prompts), tuple(drawers), values.num_images, values.seed, chunk)
-  with tqdm.tqdm(total=len(prompts), desc="sample", unit="prompt", dynamic_ncols=True) as bar:
+  with tqdm.tqdm(
+    total=len(prompts), desc="sample", unit="prompt", dynamic_ncols=True, delay=1
+  ) as bar:
     report = build(source, values.out, shard_size=values.shard_size, progress=bar.update)
   pictures = len(drawers) * values.num_images
   counts = {"prompts": report.records, "drawn": report.rendered, "kept": report.kept}
