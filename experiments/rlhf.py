@@ -6,10 +6,11 @@ r"""Preferences to a better model: reward models, then reward feedback learning 
 
 Mode reward trains one reward model on preference pairs (data_pipelines.preferences): kind=alignment, aesthetic or text
 (pairs whose prompt quotes text). Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
-data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm.
+data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
+lora=RANK tunes adapters of both alone.
 """
 
-from experiments import pretrain
+from experiments import common, pretrain
 
 KINDS = ("alignment", "aesthetic", "text")
 WEIGHTS = dict(alignment=1.0, aesthetic=0.5, text=1.0)  # of the hinges  # ours; undisclosed
@@ -53,6 +54,10 @@ def get_config(arg=None):
 
 def reward_config(arg):
   """A reward model on pairs."""
+  if arg.lora:
+    raise ValueError(
+      "lora: a reward's encoders are frozen and its tower is small; expected mode=refl"
+    )
   size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
   preset = size["reward"]
   config.stage = dict(name="reward", pair_weight=0.1)
@@ -107,6 +112,9 @@ def refl_config(arg):
   config.eval.evaluators.rewards = dict(
     kind="ValLoss", predict="rewards", stream="drawn", batches=8
   )
+  if arg.lora:  # beside the LLM's projections too: one player trains both
+    common.adapt(config, "llm", arg.lora)
+    config.optim.players = {"dit+llm": config.optim.players.llm}
   # As ReFL, from a small constant rate; the average is what is kept.
   config.optim.schedule = "constant"
   config.optim.ema = dict(eval=(".*", 0.99 if arg.preset == "nano" else 0.999))
