@@ -348,7 +348,9 @@ class _Model:
     self._params = jax.device_put(params, sharding.replicated(self._mesh))
     self.config = config
     # Pad and end tokens are the tokenizer's, whose hash stands beside this.
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("pad_id", "eos_id", "lora")}
+    fields = {
+      k: v for k, v in dataclasses.asdict(config).items() if k not in ("pad_id", "eos_id", "lora")
+    }
     self.describe = {"sha256": checkpoint.sha256(path), "config": fields}
 
     def apply(params: types.Params, x: jax.Array) -> jax.Array:
