@@ -2,8 +2,8 @@
 
 Dims: ... leading dims of a stack, D input width, F output width, R rank.
 A model's config names the kernels by regex; `attach` gives each of them two leaves more, NAME/lora_a
-and NAME/lora_b beside NAME/kernel. A is drawn, B is zero: at init the output is the base's bit for
-bit. The adapter acts on activations, inside the scanned block: the frozen kernel then needs no
+and NAME/lora_b beside NAME/kernel. A is drawn, B is zero: at init each layer's output is the base's
+bit for bit. The adapter acts on activations, inside the scanned block: the frozen kernel then needs no
 gradient of its own. Merged in the step instead, W + A B has to be made and its gradient taken in
 full; what that costs is counted in tests/models/lora_test.py. `merge` is for what leaves training:
 exports and packed weights.
