@@ -43,6 +43,7 @@ class MainTest(parameterized.TestCase):
     plain = poster.Posters("nano", "train", ((64, 64),), 0, fonts.find())
     other = dataclasses.replace(plain, faces=("kai", "serif"), style_rate=1.0)
     more = {"faces": ["kai", "serif"], "style_rate": 1.0}
+    self.assertEmpty({"faces", "style_rate"} & set(plain.describe()))
     self.assertEqual(other.describe(), {**plain.describe(), **more})
     scenes = [other.draw(i)[1] for i in range(30)]
     self.assertEqual({s["text"]["face"] for s in scenes if s["text"]}, {"kai", "serif"})

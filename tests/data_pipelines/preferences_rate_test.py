@@ -110,6 +110,11 @@ class PairsTest(parameterized.TestCase):
     for other in (("p8", 3, "text"), ("p7", 4, "text"), ("p7", 3, "alignment")):
       self.assertNotEqual(pairs.noisy([1.0, 2.0], 0.5, *other), draws[7])
 
+  def test_a_ceiling_leaves_out_what_was_level(self):
+    found = pairs.ceiling([0, "tie", 1, 1, "tie"], [0, 1, 0, 1, "tie"])
+    self.assertEqual(found, {"value": 0.6667, "n": 3})
+    self.assertEqual(pairs.ceiling(["tie"], [0]), {"value": None, "n": 0})
+
   @parameterized.parameters(
     ({"text": [0.9, 0.1]}, 0, 0),
     ({"text": [0.1, 0.9]}, 0, 1),
@@ -220,6 +225,9 @@ class RateTest(parameterized.TestCase):
     self.assertLen(many[0].describe()["sha256"], 64)
     bare = asked.Prompt("x", "“春”", "zh", (64, 64))
     self.assertEqual([r(images[:1], [bare]) for r in many], [[None], [None]])
+    written = next(p for p in said if asked.TEXT in p.tags)
+    unsaid = asked.Prompt("x", "a poster", "en", (64, 64), written.scene)  # no text is asked for
+    self.assertEqual(many[1](images[:1], [unsaid]), [None])
 
   def test_what_is_spelled(self):
     log_probs = np.log(np.full((3, 5), 0.05))
@@ -245,6 +253,9 @@ class RateTest(parameterized.TestCase):
     self.assertGreater(best, 0.95)
     for name, value in right.items():
       self.assertLess(net._score({**right, name: -value}, prompt), best - 0.1, name)
+    crowded = right["subject"].copy()
+    crowded[np.argmin(crowded)] = 4  # another one beside those asked for
+    self.assertLess(net._score({**right, "subject": crowded}, prompt), best - 0.1)
 
   def test_a_judge_never_rates(self):
     judge = tiny_judge.write(f"{self.dir}/judge")

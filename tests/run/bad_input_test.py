@@ -31,6 +31,8 @@ for name in ("denoise", "align", "autoencode"):
   importlib.import_module("seedream_jax.stages." + name)
 for name in ("builder", "poster", "glyphs", "damage", "sheet", "prompts"):
   importlib.import_module("data_pipelines.posters." + name)
+for name in ("sample", "rate", "label", "importer"):
+  importlib.import_module("data_pipelines.preferences." + name)
 gc.freeze()  # a collection in a child would copy every page
 for line in sys.stdin:
   argv, env, log = json.loads(line)
@@ -66,6 +68,7 @@ EVALUATE = "seedream_jax.evaluate --out {new}.json --workdir"
 EXPORT = "seedream_jax.export --out {new} --workdir"
 RECIPE = "seedream_jax.recipe --workdir {new} --config"
 POSTERS = "data_pipelines.posters --num 1 --out"
+PREFERENCES = "data_pipelines.preferences"
 FOLDER = "data_pipelines.folder --images {w} --out {new} --captions"
 NOT_A_FOLDER = "{w}/empty/new"  # a file stands in the way; a mode would not stop root
 
@@ -164,6 +167,22 @@ CASES = (
   ("pack_cut", "data_pipelines.pack --part vae={w}/weights --part dit={w}/cut --out {new}", "not whole"),
   ("pack_tokenizer", "data_pipelines.pack --part dit={w}/weights --tokenizer {w}/none --out {new}",
    "--tokenizer .*/none: no such file"),
+  ("verb", f"{PREFERENCES} smaple", "verb 'smaple': expected one of sample, .*; nearest: sample"),
+  ("no_verb", PREFERENCES, "verb '': expected one of sample, rate, label, import"),
+  ("verb_flag", f"{PREFERENCES} rate --dta x", "flag 'dta'. Did you mean: data"),
+  ("verb_out", f"{PREFERENCES} rate --data x --out {NOT_A_FOLDER}", "--out .*empty/new: "),
+  ("asked", f"{PREFERENCES} sample --prompts {{w}}/none --render truth --out {{new}}", "none: no such file"),
+  ("asked_of_judges", f"{PREFERENCES} sample --split bench --num 1 --render truth --out {{new}}", "kept for judging"),
+  ("drawn_by_none", f"{PREFERENCES} sample --split refl --num 1 --out {{new}}", "--model: not given, nor --render"),
+  ("rendered", f"{PREFERENCES} sample --split refl --num 1 --render true --out {{new}}", "--render 'true': expected"),
+  ("not_drawn", f"{PREFERENCES} rate --data {{w}}/data --out {{new}}.jsonl", "--data .*holds no candidate sets"),
+  ("labelled", f"{PREFERENCES} label --rater a --data {{w}}/data --out {{new}}.jsonl", "holds no candidate sets"),
+  ("no_import", f"{PREFERENCES} import --out {{new}}", "--pairs, --pickapic and --hpd: expected one of them"),
+  ("import_pairs", f"{PREFERENCES} import --pairs {{w}}/none --out {{new}}", "--pairs .*/none: no such file"),
+  ("import_line", f"{PREFERENCES} import --pairs {{w}}/captions.jsonl --out {{new}}", "line 1: lacks 'id'; a pair has"),
+  ("import_parquet", f"{PREFERENCES} import --pickapic {{w}}/empty --out {{new}}", "empty: not a readable Parquet"),
+  ("import_images", f"{PREFERENCES} import --hpd {{w}}/list_json/config.json --images {{w}}/none --out {{new}}",
+   "--images .*/none: no such folder"),
 )  # fmt: skip
 STEP = """
 from ml_collections import config_dict
