@@ -22,23 +22,23 @@ from seedream_jax.interop import config_json
 from seedream_jax.models import lora
 from seedream_jax.run import cli
 
-_PART = flags.DEFINE_multi_string("part", [], "NAME=FOLDER; may be given several times.")
-_TOKENIZER = flags.DEFINE_string(
-  "tokenizer", "", "SentencePiece model, or tokenizer.json, to include."
-)
-_OUT = flags.DEFINE_string("out", None, "Folder to write.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of floating leaves.")
-flags.mark_flags_as_required(["out"])
 
+def pack(parts: Sequence[str], out: str, tokenizer_path: str = "", dtype: str = "float32") -> None:
+  """Writes the weights folder `out`.
 
-def main(argv: Sequence[str]) -> int:
-  """Entry point."""
-  del argv
-  cli.check_out("--out", _OUT.value, folder=True)
-  if not _PART.value:
+  Args:
+    parts: NAME=FOLDER; the last one's config.json is taken.
+    out: the folder.
+    tokenizer_path: SentencePiece model, or tokenizer.json, to include; "" for none.
+    dtype: of floating leaves.
+
+  Raises:
+    types.UserError: before anything is written.
+  """
+  if not parts:
     raise types.UserError("--part: not given; expected NAME=FOLDER")
   configs = {}
-  for item in _PART.value:  # all of them before anything is written
+  for item in parts:  # all of them before anything is written
     name, _, folder = item.partition("=")
     source = os.path.join(folder, f"{name}.safetensors")
     if not os.path.exists(source):
@@ -48,17 +48,17 @@ def main(argv: Sequence[str]) -> int:
   if not os.path.isfile(os.path.join(folder, "config.json")):
     raise types.UserError(f"--part {item}: no config.json in {folder}, whose run would name it")
   config = config_json.read_json(os.path.join(folder, "config.json"))
-  if _TOKENIZER.value and not os.path.isfile(_TOKENIZER.value):
-    raise types.UserError(f"--tokenizer {_TOKENIZER.value}: no such file")
-  tokenizer = tokenizers.open_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
+  if tokenizer_path and not os.path.isfile(tokenizer_path):
+    raise types.UserError(f"--tokenizer {tokenizer_path}: no such file")
+  tokenizer = tokenizers.open_tokenizer(tokenizer_path) if tokenizer_path else None
   provenance = {}
-  for item in _PART.value:
+  for item in parts:
     name, _, folder = item.partition("=")
     source = os.path.join(folder, f"{name}.safetensors")
     _, metadata = checkpoint.read_header(source)
-    target = os.path.join(_OUT.value, f"{name}.safetensors")
+    target = os.path.join(out, f"{name}.safetensors")
     tree = lora.merge(checkpoint.load_weights(source), configs[item])
-    checkpoint.save_weights(target, tree, dtype=_DTYPE.value, metadata=metadata)
+    checkpoint.save_weights(target, tree, dtype=dtype, metadata=metadata)
     provenance[name] = {
       **metadata,
       "source_sha256": checkpoint.sha256(source),
@@ -66,19 +66,15 @@ def main(argv: Sequence[str]) -> int:
     }
   if tokenizer:
     for name, path in tokenizer.files().items():
-      shutil.copyfile(path, os.path.join(_OUT.value, name))
-    provenance["tokenizer"] = {"sha256": checkpoint.sha256(_TOKENIZER.value)}
-  target = os.path.join(_OUT.value, "config.json")
+      shutil.copyfile(path, os.path.join(out, name))
+    provenance["tokenizer"] = {"sha256": checkpoint.sha256(tokenizer_path)}
+  target = os.path.join(out, "config.json")
   shutil.copyfile(os.path.join(folder, "config.json"), target)
   if lora.strip(config) != config:
     with open(target, "w", encoding="utf-8") as f:
       json.dump(lora.strip(config), f, indent=1)
-  with open(os.path.join(_OUT.value, "provenance.json"), "w", encoding="utf-8") as f:
+  with open(os.path.join(out, "provenance.json"), "w", encoding="utf-8") as f:
     json.dump(provenance, f, indent=1, sort_keys=True)
-  print(
-    json.dumps({"out": _OUT.value, "bytes": sum(e.stat().st_size for e in os.scandir(_OUT.value))})
-  )
-  return 0
 
 
 def _adapters(folder: str, part: str, leaves: Iterable[str]) -> lora.LoRAConfig | None:
@@ -94,5 +90,25 @@ def _adapters(folder: str, part: str, leaves: Iterable[str]) -> lora.LoRAConfig 
   return lora.make_config(fields)
 
 
+def define_flags() -> None:
+  """Called once, by the program."""
+  flags.DEFINE_multi_string("part", [], "NAME=FOLDER; may be given several times.")
+  flags.DEFINE_string("tokenizer", "", "SentencePiece model, or tokenizer.json, to include.")
+  flags.DEFINE_string("out", None, "Folder to write.", required=True)
+  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of floating leaves.")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Entry point."""
+  del argv
+  values = flags.FLAGS
+  cli.check_out("--out", values.out, folder=True)
+  pack(values.part, values.out, values.tokenizer, values.dtype)
+  size = sum(entry.stat().st_size for entry in os.scandir(values.out))
+  print(json.dumps({"out": values.out, "bytes": size}))
+  return 0
+
+
 if __name__ == "__main__":
+  define_flags()
   cli.run(main)

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import absltest, flagsaver, parameterized
+from absl.testing import absltest, parameterized
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -315,11 +314,7 @@ class MergeTest(parameterized.TestCase):
       fields["llm"] = tiny.LLM
     with open(os.path.join(root, "w", "config.json"), "w") as f:
       json.dump({"model": fields, "seed": 3}, f)
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(
-      (pack._PART, [f"llm={root}/w"]), (pack._OUT, f"{root}/out"), (pack._DTYPE, "float32")
-    ):
-      pack.main([])
+    pack.pack([f"llm={root}/w"], f"{root}/out")
     return params, os.path.join(root, "out")
 
   def test_pack_merges_and_forgets(self):

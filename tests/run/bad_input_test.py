@@ -125,7 +125,7 @@ CASES = (
   ("folder", f"{SAMPLE} {{w}}/none --prompt panda", "--workdir .*/none: no config.json there"),
   ("no_json", f"{SAMPLE} {{w}}/no_json --prompt panda", "no_json/config.json: not JSON"),
   ("list_json", f"{SAMPLE} {{w}}/list_json --prompt panda", "list_json/config.json: holds a list"),
-  ("other_stage", f"{SAMPLE} {{w}}/align --prompt panda", "config is not of a denoise stage"),
+  ("other_stage", f"{SAMPLE} {{w}}/align --prompt panda", "not of a stage that draws pictures"),
   ("no_part", f"{SAMPLE} {{w}}/no_part --prompt panda", "no_part/vae.safetensors: no such file"),
   ("wrong_part", f"{SAMPLE} {{w}}/wrong --prompt panda", "dit.safetensors: leaf .*, expected"),
   ("foreign", f"{SAMPLE} {{w}}/foreign --prompt panda", "model.llm.pad_id: 0, but the tokenizer"),
