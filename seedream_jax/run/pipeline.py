@@ -108,6 +108,7 @@ class Pipeline:
     Returns:
       images [B, height, width, 3] uint8, normalised latents [B, H, W, C] float32.
     """
+    self.stage.check_asked(options.aesthetics, options.negative)
     ids, glyphs = self.tokens(prompts)
     buckets = [next(b for b in self.text_buckets if len(row) <= b) for row in ids]
     order = sorted(range(len(prompts)), key=lambda i: buckets[i])

@@ -231,6 +231,10 @@ class Denoise:
     uncond = self._cond(params, frozen, data, drop_B, drop_B)
     return cond, uncond.replace(**self._asked(batch_size, aesthetics, negative))
 
+  def check_asked(self, aesthetics: float, negative: str) -> None:
+    """UserError where the DiT lacks the labels or the condition that sampling would need."""
+    self._asked(1, aesthetics, negative)
+
   def velocity(self, params, data) -> Callable[..., jax.Array]:
     """fn(x_BHWC, t_B, cond) -> v_BHWC; guidance may stack several branches on the batch."""
     dit, size_B2 = self.model.parts["dit"].bind(params["dit"]), data.get("size_B2")

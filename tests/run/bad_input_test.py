@@ -126,6 +126,7 @@ CASES = (
   ("no_json", f"{SAMPLE} {{w}}/no_json --prompt panda", "no_json/config.json: not JSON"),
   ("list_json", f"{SAMPLE} {{w}}/list_json --prompt panda", "list_json/config.json: holds a list"),
   ("other_stage", f"{SAMPLE} {{w}}/align --prompt panda", "not of a stage that draws pictures"),
+  ("no_labels", f"{SAMPLE} {{w}}/weights --prompt panda --aesthetics 0.5", "aesthetics=0.5: this DiT has no"),
   ("no_part", f"{SAMPLE} {{w}}/no_part --prompt panda", "no_part/vae.safetensors: no such file"),
   ("wrong_part", f"{SAMPLE} {{w}}/wrong --prompt panda", "dit.safetensors: leaf .*, expected"),
   ("foreign", f"{SAMPLE} {{w}}/foreign --prompt panda", "model.llm.pad_id: 0, but the tokenizer"),
