@@ -49,8 +49,9 @@ class Read:
     """The reader."""
     return {"glyph_reader": self._part}
 
-  def init(self, rng: jax.Array) -> dict[str, types.Params]:
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
     """The reader from scratch."""
+    del frozen
     return {"glyph_reader": self._part.init(rng)}
 
   def loss(

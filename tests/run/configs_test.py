@@ -45,6 +45,12 @@ class ConfigsTest(parameterized.TestCase):
     for part in stage.parts().values():
       sharding.infer(part.abstract, config.sharding.rules, devices)  # raises where no rule fits
 
+  @parameterized.parameters(*((name, rest) for name, preset, rest in CASES if preset == "nano"))
+  def test_a_run_is_laid_out(self, name, rest):
+    """What training does before it reads anything, the stage's init included."""
+    layout = open_lib.lay_out(config_of(name, "nano" + rest), jax.devices()[:1])
+    self.assertEqual(set(layout.state.params), set(layout.stage.players))
+
   @parameterized.parameters(*PRESETS)
   def test_golden_sharding(self, preset):
     config = config_of("pretrain", preset)
