@@ -17,10 +17,8 @@ from absl import flags
 from seedream_jax import types
 from seedream_jax.eval import report as report_lib
 from seedream_jax.eval import suites
-from seedream_jax.flow import solvers
 from seedream_jax.run import cli, gates, pipeline, score
 from seedream_jax.run import open as open_lib
-from seedream_jax.stages import denoise
 
 GATES = ("vae", "language", "glyph")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Training workdir or weights folder.")
@@ -32,18 +30,8 @@ _NUM = flags.DEFINE_integer(
   "num", 0, "Prompts (or examples of a gate) used, from the first; 0 = all (2,048).", lower_bound=0
 )
 _PER_PROMPT = flags.DEFINE_integer("images_per_prompt", 1, "Pictures a prompt.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
-_GUIDANCE = flags.DEFINE_float("guidance", 4.0, "Classifier-free guidance scale.", lower_bound=0.0)
-_SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
-_AESTHETICS = flags.DEFINE_float(
-  "aesthetics",
-  1.0,
-  "Strength of the aesthetic labels, all positive (VMix); 0 = off.",
-  lower_bound=0.0,
-)
-_NEGATIVE = flags.DEFINE_enum(
-  "negative", "empty", denoise.NEGATIVES, "What guidance leads away from."
-)
+pipeline.define_flags()
+flags.adopt_module_key_flags(pipeline)  # --help shows them
 _CLASSIFIER = flags.DEFINE_string(
   "classifier", None, "Folder of classifier B; default weights/WORLD/judge where it is; '' = none."
 )
@@ -80,9 +68,7 @@ def run_suite() -> suites.Result:
     classifier=_CLASSIFIER.value,
     against=_AGAINST.value,
   )
-  options = pipeline.Options(
-    _STEPS.value, _GUIDANCE.value, _SOLVER.value, _AESTHETICS.value, _NEGATIVE.value
-  )
+  options = pipeline.options_of_flags()
   result = score.score(request, lambda: pipeline.open_pipeline(_WORKDIR.value), options)
   result.report["weights"] = _WORKDIR.value
   if "against" in result.report:

@@ -18,29 +18,15 @@ from PIL import Image
 
 from seedream_jax import types
 from seedream_jax.eval import report
-from seedream_jax.flow import solvers
 from seedream_jax.run import cli, pipeline
-from seedream_jax.stages import denoise
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Training workdir or weights folder.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 _PROMPTS = flags.DEFINE_string("prompts", "", "Text file, one prompt a line.")
 _OUT = flags.DEFINE_string("out", None, "A .png, or a folder.")
 _SIZE = flags.DEFINE_string("size", "64x64", "HxW in pixels.")
-_STEPS = flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
-_GUIDANCE = flags.DEFINE_float(
-  "guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0
-)
-_SOLVER = flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
-_AESTHETICS = flags.DEFINE_float(
-  "aesthetics",
-  1.0,
-  "Strength of the aesthetic labels, all positive (VMix); 0 = off.",
-  lower_bound=0.0,
-)
-_NEGATIVE = flags.DEFINE_enum(
-  "negative", "empty", denoise.NEGATIVES, "What guidance leads away from."
-)
+pipeline.define_flags()
+flags.adopt_module_key_flags(pipeline)  # --help shows them
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Of the starting noise.", lower_bound=0, upper_bound=2**31 - 1
 )
@@ -81,9 +67,7 @@ def main(argv: Sequence[str]) -> int:
   del argv
   cli.prepare_jax()
   size, prompts = cli.parse_size(_SIZE.value), read_prompts(_PROMPT.value, _PROMPTS.value)
-  options = pipeline.Options(
-    _STEPS.value, _GUIDANCE.value, _SOLVER.value, _AESTHETICS.value, _NEGATIVE.value
-  )
+  options = pipeline.options_of_flags()
   cli.check_out("--out", _OUT.value, folder=not _OUT.value.endswith(".png"))
   if _LATENTS_OUT.value:
     cli.check_out("--latents-out", _LATENTS_OUT.value)

@@ -129,6 +129,9 @@ class Guard(ValLoss):
     super().__init__(name, predict_fn, stream, batches=batches, seed=seed)
     self._score, self._rewards = score, tuple(rewards)
     self._margin, self._patience = margin, patience
+    self._seen: list[dict[str, float]] | None = (
+      None  # rows of this process; before, those of the file
+    )
 
   def run(self, run: Run, state: types.TrainState, step: int, writer: Writer) -> dict[str, float]:
     """NAME/KEY of the score and of each reward, and NAME/best, the step where the score was highest."""
@@ -155,8 +158,6 @@ class Guard(ValLoss):
       if not (fell and row["reward"] > best["reward"]):
         return None
     return best["step"]
-
-  _seen: list[dict[str, float]] | None = None
 
   def _path(self, workdir: str) -> str:
     return os.path.join(workdir, f"{self._name}.json")

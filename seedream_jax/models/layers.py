@@ -51,6 +51,23 @@ class Stack(nnx.Module):
     return jax.lax.scan(body, carry, (stacked, xs))
 
 
+def residual_inits(depth: int) -> dict[str, nnx.Initializer]:
+  """Initialisers of a residual stack: variance 1/fan_in, less for what writes to the stream."""
+  return {
+    "embed": nnx.initializers.normal(0.02),
+    "in": nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "out": nnx.initializers.variance_scaling(1.0 / (2 * depth), "fan_in", "normal"),
+  }
+
+
+def linear(
+  cfg: Any, din: int, dout: int, init: str, *, bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+  """A layer of a residual stack; `cfg` gives depth and dtype, `init` is a key of `residual_inits`."""
+  kernel_init = residual_inits(cfg.depth)[init]
+  return nnx.Linear(din, dout, use_bias=bias, dtype=cfg.dtype, kernel_init=kernel_init, rngs=rngs)
+
+
 class RMSNorm(nnx.Module):
   """x / rms(x) * scale over the last dim, in float32; returns x's dtype."""
 

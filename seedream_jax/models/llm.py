@@ -8,6 +8,7 @@ self-developed, decoder-only and bilingual (Sec. 3.2).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,21 +48,7 @@ class LLMConfig:
     object.__setattr__(self, "lora", lora.make_config(self.lora))
 
 
-def _inits(cfg: LLMConfig) -> dict[str, nnx.Initializer]:
-  """Every initialiser: variance 1/fan_in, less for what writes to the residual stream."""
-  return {
-    "embed": nnx.initializers.normal(0.02),
-    "in": nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
-    "out": nnx.initializers.variance_scaling(1.0 / (2 * cfg.depth), "fan_in", "normal"),
-  }
-
-
-def _linear(
-  cfg: LLMConfig, din: int, dout: int, init: str, *, bias: bool = False, rngs: nnx.Rngs
-) -> nnx.Linear:
-  return nnx.Linear(
-    din, dout, use_bias=bias, dtype=cfg.dtype, kernel_init=_inits(cfg)[init], rngs=rngs
-  )
+_linear = functools.partial(layers.linear, bias=False)
 
 
 class Attention(nnx.Module):
@@ -129,7 +116,11 @@ class LLM(nnx.Module):
   def __init__(self, cfg: LLMConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     self.embed_tokens = nnx.Embed(
-      cfg.vocab_size, cfg.width, dtype=cfg.dtype, embedding_init=_inits(cfg)["embed"], rngs=rngs
+      cfg.vocab_size,
+      cfg.width,
+      dtype=cfg.dtype,
+      embedding_init=layers.residual_inits(cfg.depth)["embed"],
+      rngs=rngs,
     )
     self.blocks = layers.Stack(lambda r: Block(cfg, rngs=r), cfg.depth, remat=cfg.remat, rngs=rngs)
     self.norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)

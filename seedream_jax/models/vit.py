@@ -77,32 +77,15 @@ class ViTConfig(BlockConfig):
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
-def _inits(cfg: BlockConfig) -> dict[str, nnx.Initializer]:
-  """Every initialiser: variance 1/fan_in, less for what writes to the residual stream."""
-  return {
-    "embed": nnx.initializers.normal(0.02),
-    "in": nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
-    "out": nnx.initializers.variance_scaling(1.0 / (2 * cfg.depth), "fan_in", "normal"),
-  }
-
-
-def _linear(
-  cfg: BlockConfig, din: int, dout: int, init: str, *, bias: bool = True, rngs: nnx.Rngs
-) -> nnx.Linear:
-  return nnx.Linear(
-    din, dout, use_bias=bias, dtype=cfg.dtype, kernel_init=_inits(cfg)[init], rngs=rngs
-  )
-
-
 class Attention(nnx.Module):
   """Multi-head attention with biases."""
 
   def __init__(self, cfg: BlockConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     for name in ("q_proj", "k_proj", "v_proj"):
-      layer = _linear(cfg, cfg.width, cfg.width, "in", bias=cfg.qkv_bias, rngs=rngs)
+      layer = layers.linear(cfg, cfg.width, cfg.width, "in", bias=cfg.qkv_bias, rngs=rngs)
       setattr(self, name, layer)
-    self.out_proj = _linear(cfg, cfg.width, cfg.width, "out", rngs=rngs)
+    self.out_proj = layers.linear(cfg, cfg.width, cfg.width, "out", rngs=rngs)
 
   def __call__(self, x_BLE: jax.Array, mask_BL: jax.Array | None, causal: bool) -> jax.Array:
     """Mixes tokens."""
@@ -119,8 +102,8 @@ class MLP(nnx.Module):
 
   def __init__(self, cfg: BlockConfig, *, rngs: nnx.Rngs):
     self.activation = cfg.activation
-    self.fc1 = _linear(cfg, cfg.width, cfg.mlp_dim, "in", rngs=rngs)
-    self.fc2 = _linear(cfg, cfg.mlp_dim, cfg.width, "out", rngs=rngs)
+    self.fc1 = layers.linear(cfg, cfg.width, cfg.mlp_dim, "in", rngs=rngs)
+    self.fc2 = layers.linear(cfg, cfg.mlp_dim, cfg.width, "out", rngs=rngs)
 
   def __call__(self, x_BLE: jax.Array) -> jax.Array:
     """Token by token."""
@@ -131,8 +114,8 @@ class GatedMLP(nnx.Module):
   """SwiGLU; the first half of `weights_in` is the gate."""
 
   def __init__(self, cfg: BlockConfig, *, rngs: nnx.Rngs):
-    self.weights_in = _linear(cfg, cfg.width, 2 * cfg.mlp_dim, "in", rngs=rngs)
-    self.weights_out = _linear(cfg, cfg.mlp_dim, cfg.width, "out", rngs=rngs)
+    self.weights_in = layers.linear(cfg, cfg.width, 2 * cfg.mlp_dim, "in", rngs=rngs)
+    self.weights_out = layers.linear(cfg, cfg.mlp_dim, cfg.width, "out", rngs=rngs)
 
   def __call__(self, x_BLE: jax.Array) -> jax.Array:
     """Token by token."""
@@ -197,7 +180,7 @@ class ViT(nnx.Module):
 
   def __init__(self, cfg: ViTConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    init = _inits(cfg)["embed"]
+    init = layers.residual_inits(cfg.depth)["embed"]
     self.class_embedding = nnx.Param(init(rngs.params(), (cfg.width,), jnp.float32))
     self.patch_embedding = PatchEmbedding(cfg, rngs=rngs)
     positions = 1 + cfg.grid[0] * cfg.grid[1]

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tqdm
+from absl import flags
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers, transforms
 from seedream_jax.engine import checkpoint
 from seedream_jax.eval import evaluators
+from seedream_jax.flow import solvers
 from seedream_jax.run import open as open_lib
-from seedream_jax.stages import refl
+from seedream_jax.stages import denoise, refl
 
 PARTS = ("dit", "vae", "llm", "byt5")
 MAX_SIDE = 4096
@@ -45,6 +47,26 @@ class Options:
     for flag in ("guidance", "aesthetics"):
       if not math.isfinite(getattr(self, flag)):
         raise types.UserError(f"--{flag} {getattr(self, flag)}: expected a finite number, e.g. 1")
+
+
+def define_flags() -> None:
+  """The flags behind `Options`, for the verbs that draw."""
+  flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
+  flags.DEFINE_float("guidance", 4.0, "Classifier-free guidance scale; 1 = none.", lower_bound=0.0)
+  flags.DEFINE_enum("solver", "euler", sorted(solvers.SOLVERS), "ODE solver.")
+  flags.DEFINE_float(
+    "aesthetics",
+    1.0,
+    "Strength of the aesthetic labels, all positive (VMix); 0 = off.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_enum("negative", "empty", denoise.NEGATIVES, "What guidance leads away from.")
+
+
+def options_of_flags() -> Options:
+  """What `define_flags` defined, as given."""
+  given = flags.FLAGS
+  return Options(given.steps, given.guidance, given.solver, given.aesthetics, given.negative)
 
 
 class Pipeline:

@@ -75,11 +75,7 @@ class Classify:
     """Sum over examples of the weighted cross-entropies; noise follows the example's id."""
     del frozen, ema, player, step
     data = batch["train"]
-    image_BHWC = vae.pixels(data["image_BHWC"])
-    noise_BHWC = timesteps.per_example(
-      rng, data["id_B"], lambda key: jax.random.normal(key, image_BHWC.shape[1:])
-    )
-    return self._loss(params, image_BHWC + self.cfg.noise_std * noise_BHWC, data["label_BA"])
+    return self._loss(params, noisy_pixels(data, rng, self.cfg.noise_std), data["label_BA"])
 
   def predict_fns(self) -> dict[str, Callable]:
     """features, logits and val_loss: fn(params, frozen, batch, rng)."""
@@ -135,6 +131,15 @@ class Classify:
     image_BHWC = vae.pixels(batch["train"]["image_BHWC"])
     loss = self._loss(params, image_BHWC, batch["train"]["label_BA"])
     return loss.total, loss.weight
+
+
+def noisy_pixels(data, rng: jax.Array, std: float) -> jax.Array:
+  """The batch's pictures in [-1, 1], float32 [B, H, W, C], plus Gaussian noise that follows the example's id."""
+  image_BHWC = vae.pixels(data["image_BHWC"])
+  noise_BHWC = timesteps.per_example(
+    rng, data["id_B"], lambda key: jax.random.normal(key, image_BHWC.shape[1:])
+  )
+  return image_BHWC + std * noise_BHWC
 
 
 def subject_loss(logits_BV: jax.Array, target_BV: jax.Array) -> jax.Array:

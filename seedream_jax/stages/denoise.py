@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.flow import path, solvers, timesteps
-from seedream_jax.models import text_to_image
+from seedream_jax.models import llm, text_to_image
 
 _FROZEN = ("vae", "llm", "byt5")
 NEGATIVES = ("empty", "generated", "empty_generated")  # what guidance may lead away from
@@ -248,15 +248,17 @@ class Denoise:
     return fn
 
   def _label_features(self, llm_params: types.Params) -> jax.Array:
-    """[A, 2, E] float32: pooled features of each label's negative and positive words."""
-    tokenizer = tokenizers.LLMTokenizer(self._tokenizer)
+    """[A, 2, E] float32: mean feature of each label's negative and positive words; X = 2 A of them."""
+    tokenizer, cfg = tokenizers.open_tokenizer(self._tokenizer), self.model.configs["llm"]
     ids = [tokenizer.encode(words) for pair in self.cfg.labels for words in reversed(pair)]
     length = max(map(len, ids))
     ids_XL = jnp.asarray(np.stack([tokenizer.pad(row, length) for row in ids]))
-    mask_XL = ids_XL != tokenizer.pad_id
-    features_XLE = self.model.parts["llm"].bind(llm_params)(ids_XL, mask_XL).astype(jnp.float32)
-    weight_XL1 = mask_XL[..., None] / jnp.sum(mask_XL, axis=1)[:, None, None]
-    return jnp.sum(features_XLE * weight_XL1, axis=1).reshape(len(self.cfg.labels), 2, -1)
+    mask_XL = llm.text_mask(cfg, ids_XL)
+    features_XLE = self.model.parts["llm"].bind(llm_params)(ids_XL, mask_XL)
+    mean_XE = llm.pooled(features_XLE, mask_XL)[
+      :, : cfg.width
+    ]  # the last token's feature stands beside it
+    return mean_XE.reshape(len(self.cfg.labels), 2, -1)
 
   def _labels(self, data) -> dict[str, jax.Array]:
     """What label_BA says, as fields of Cond: a column an aesthetic label, then the origin."""

@@ -14,8 +14,8 @@ import optax
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.flow import timesteps
 from seedream_jax.models import glyph_reader, vae
+from seedream_jax.stages import classify
 
 # The half of the picture that holds the text, by the scene's word; rows are y0, x0, y1, x1.
 PLACES = ("top", "bottom", "left", "right")
@@ -68,11 +68,8 @@ class Read:
     """Sum over pictures with text of the slots' mean cross-entropy; noise follows the id."""
     del frozen, ema, player, step
     data = batch["train"]
-    image_BHWC = vae.pixels(data["image_BHWC"])
-    noise_BHWC = timesteps.per_example(
-      rng, data["id_B"], lambda key: jax.random.normal(key, image_BHWC.shape[1:])
-    )
-    return self._loss(params, image_BHWC + self.cfg.noise_std * noise_BHWC, data["label_BA"])
+    image_BHWC = classify.noisy_pixels(data, rng, self.cfg.noise_std)
+    return self._loss(params, image_BHWC, data["label_BA"])
 
   def predict_fns(self) -> dict[str, Callable]:
     """log_probs and val_loss: fn(params, frozen, batch, rng)."""

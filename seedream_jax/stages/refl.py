@@ -152,21 +152,20 @@ class Refl:
     )
     grid = timesteps.grid(cfg.num_steps, self.base.shift(*shape[:2]))
     still = jax.lax.stop_gradient(policy)
-    x_BHWC = self._rollout(still, frozen, data, noise_BHWC, grid, step_B)
+    still_velocity = self.base.velocity(still, data)
+    still_cond, still_uncond = self.base.conditions(still, frozen, data)
+    x_BHWC = self._rollout(still_velocity, still_cond, still_uncond, noise_BHWC, grid, step_B)
     t_B = grid[step_B]
     cond, _ = self.base.conditions(policy, frozen, data)
     v_BHWC = self.base.velocity(policy, data)(x_BHWC, t_B, cond)
     if cfg.guidance != 1:
-      _, uncond = self.base.conditions(still, frozen, data)
-      v_u = jax.lax.stop_gradient(self.base.velocity(still, data)(x_BHWC, t_B, uncond))
+      v_u = jax.lax.stop_gradient(still_velocity(x_BHWC, t_B, still_uncond))
       v_BHWC = v_u + cfg.guidance * (v_BHWC - v_u)
     decode = jax.checkpoint(self.model.decode)  # its activations are the largest of the step
     return decode(frozen, path.v_to_x0(x_BHWC, v_BHWC, t_B)), step_B
 
-  def _rollout(self, policy, frozen, data, noise_BHWC, grid, step_B) -> jax.Array:
+  def _rollout(self, velocity, cond, uncond, noise_BHWC, grid, step_B) -> jax.Array:
     """x at grid[step_B], without gradient; every example stops at its own step."""
-    cond, uncond = self.base.conditions(policy, frozen, data)
-    velocity = self.base.velocity(policy, data)
     if self.cfg.guidance == 1:
       bound = lambda x, t_B: velocity(x, t_B, cond)  # noqa: E731
     else:

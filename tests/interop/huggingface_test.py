@@ -210,7 +210,7 @@ class ParityTest(parameterized.TestCase):
         out = model(torch.tensor(ids), attention_mask=torch.tensor(mask).long())
       return out.logits.float().numpy()[mask]
 
-    parity.check(self, ours, theirs, reference)
+    parity.assert_parity(self, ours, theirs, reference)
 
   @parameterized.parameters(
     (dict(), ""),
@@ -258,7 +258,7 @@ class ParityTest(parameterized.TestCase):
         out = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask).long())
       return out.last_hidden_state.float().numpy()[mask]
 
-    parity.check(self, ours, theirs, reference)
+    parity.assert_parity(self, ours, theirs, reference)
 
   @parameterized.parameters(
     (dict(block_out_channels=[12, 24], layers_per_block=1, norm_num_groups=3), (24, 40)),

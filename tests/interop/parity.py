@@ -66,7 +66,7 @@ def randomise(model) -> None:
       x.add_(0.3 * noise if x.ndim < 2 else 0.5 * noise * x.shape[-1] ** -0.5)
 
 
-def check(test, ours, theirs, reference) -> None:
+def assert_parity(test, ours, theirs, reference) -> None:
   """float32 to 2e-5; bfloat16 within 1.5 times torch's own error plus 1e-3.
 
   Args:
