@@ -7,7 +7,8 @@ r"""Preferences to a better model: reward models, then reward feedback learning 
 Mode reward trains one reward model on preference pairs (data_pipelines.preferences): kind=alignment, aesthetic or text
 (pairs whose prompt quotes text). Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
 data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
-lora=RANK tunes adapters of both alone.
+lora=RANK tunes adapters of both alone. rm_guard=FOLDER names a reward model that is watched and not optimised: once it
+falls while the rewards rise, the run ends with the weights that it liked best.
 """
 
 from experiments import common, pretrain
@@ -43,7 +44,7 @@ def get_config(arg=None):
     init="weights/nano",
     reward_weight=0.01,
     pretrain_weight=1.0,
-    **{f"rm_{kind}": "none" for kind in KINDS},
+    **{f"rm_{kind}": "none" for kind in (*KINDS, "guard")},
   )
   if arg.mode not in ("reward", "refl"):
     raise ValueError(f"mode={arg.mode}: expected reward or refl")
@@ -84,12 +85,17 @@ def refl_config(arg):
   """DiT and LLM on the rewards given."""
   size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
   preset, given = size["refl"], [k for k in KINDS if arg[f"rm_{k}"] != "none"] or list(KINDS)
+  weights = {kind: WEIGHTS[kind] for kind in given}
+  guarded = arg.rm_guard != "none"
+  if guarded:
+    weights["guard"] = 0.0
   denoise = {key: value for key, value in config.stage.items() if key != "name"}
   config.stage = dict(
     name="refl",
     denoise=denoise,
     rewards={
-      kind: dict(weight=WEIGHTS[kind], margin=MARGIN, text_only=kind == "text") for kind in given
+      kind: dict(weight=weight, margin=MARGIN, text_only=kind == "text")
+      for kind, weight in weights.items()
     },
     reward_weight=arg.reward_weight,
     pretrain_weight=arg.pretrain_weight,
@@ -99,7 +105,7 @@ def refl_config(arg):
     vae=arg.weights,
     byt5=arg.weights,
     reward_llm=f"{arg.weights}/llm.safetensors",
-    **{f"reward_{kind}": f"{arg['rm_' + kind]}/tower.safetensors" for kind in given},
+    **{f"reward_{kind}": f"{arg['rm_' + kind]}/tower.safetensors" for kind in weights},
   )
   streams = config.data.streams
   streams.train.batch_size = preset["batch"]
@@ -110,8 +116,10 @@ def refl_config(arg):
   streams.drawn = streams.prompts.to_dict() | dict(seed=1)
   config.data.eval_streams = ("val", "drawn")
   config.eval.evaluators.rewards = dict(
-    kind="ValLoss", predict="rewards", stream="drawn", batches=8
+    kind="Guard" if guarded else "ValLoss", predict="rewards", stream="drawn", batches=16
   )
+  if guarded:
+    config.eval.evaluators.rewards.update(score="guard", rewards=tuple(given))
   if arg.lora:  # beside the LLM's projections too: one player trains both
     common.adapt(config, "llm", arg.lora)
     config.optim.players = {"dit+llm": config.optim.players.llm}

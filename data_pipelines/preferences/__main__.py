@@ -5,6 +5,7 @@
   python -m data_pipelines.preferences label ...    # choices by a person, on a page of this machine
   python -m data_pipelines.preferences import ...   # choices, ours or published, to records for training
   python -m data_pipelines.preferences score ...    # a reward model against held-out choices
+  python -m data_pipelines.preferences mine ...     # the prompts that rewards like least, to draw of again
   python -m data_pipelines.preferences negatives ... # a model's pictures alone, as labelled negatives for SFT
 
 Each says more with --help.
@@ -24,6 +25,7 @@ _VERBS = {
   "label": "label",
   "import": "importer",
   "score": "score",
+  "mine": "mine",
   "negatives": "negatives",
 }
 

@@ -14,18 +14,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 
-from data_pipelines.preferences import pairs
+from data_pipelines.preferences import pairs, scorer
 from seedream_jax import types
-from seedream_jax.data import records, tokenizers, transforms
-from seedream_jax.eval import evaluators, stats
+from seedream_jax.data import records, transforms
+from seedream_jax.eval import stats
 from seedream_jax.run import cli
-from seedream_jax.run import open as open_lib
 
 THIRDS = ("hard", "middle", "easy")  # by the gap without noise
 _KEYS = ("images", "captions", "bucket", "about")
@@ -66,59 +64,37 @@ def summarize(
   return out
 
 
-def read(
-  split: records.Split, tokenizer: tokenizers.Tokenizer, length: int, glyph_bytes: int
-) -> Iterator[dict[str, Any]]:
-  """Every pair: image_RHWC, llm_ids_L, byt5_ids_G, lang, prompt, about."""
+def read(split: records.Split) -> Iterator[dict[str, Any]]:
+  """Every pair: image_RHWC, lang, prompt, about."""
   source = split.source()
   parse = split.parser(*_KEYS, extra={"about": tfds.features.Text()})
   for row in range(len(split)):
     got = parse(source[row])
     text, lang = (got["captions"][key][0].decode() for key in ("text", "lang"))
-    ids, glyphs_BG = tokenizers.encode_prompts(tokenizer, [text], length, glyph_bytes)
     yield {
       "image_RHWC": np.stack([transforms.decode(encoded) for encoded in got["images"]]),
-      "llm_ids_L": tokenizer.pad(ids[0], length),
-      "byt5_ids_G": glyphs_BG[0],
       "lang": lang,
       "prompt": text,
       "about": json.loads(got["about"]),
     }
 
 
-def score(workdir: str, spec: str, dimension: str, batch_size: int = 64) -> dict[str, Any]:
+def score(workdir: str, spec: str, dimension: str) -> dict[str, Any]:
   """The report of a training workdir of stage reward on a split of pairs."""
-  config = open_lib.read_config(workdir)
-  if config.get("stage", {}).get("name") != "reward":
-    raise types.UserError(f"--reward {workdir}: its config is not of stage reward")
   split = records.open_split(spec)
   if split.content != "images":
     raise types.UserError(f"--data {spec}: holds no pairs; expected what import writes")
-  exp = open_lib.open_config(config, workdir)
-  restored = exp.checkpointer.restore(exp.abstract_state)
-  if restored is None:
-    raise types.UserError(f"--reward {workdir}: no whole checkpoint there yet")
-  params, fn = evaluators.eval_params(restored[0]), jax.jit(exp.stage.predict_fns()["scores"])
-  stream, tokenizer = config.data.streams.train, open_lib.open_tokenizer(config)
-  rows, right, chunk = [], [], []
-  found = read(split, tokenizer, max(stream.text_buckets), stream.glyph_bytes)
-  for at, row in enumerate(tqdm.tqdm(found, total=len(split), unit="pair", desc="score")):
-    rows.append({key: row[key] for key in ("lang", "prompt", "about")})
-    chunk.append(row)
-    if len(chunk) == batch_size or at + 1 == len(split):
-      padded = chunk + chunk[-1:] * (batch_size - len(chunk))  # one program for every batch
-      batch = {
-        "image_BRHWC": np.stack([r["image_RHWC"] for r in padded]),
-        "llm_ids_BL": np.stack([r["llm_ids_L"] for r in padded]),
-        "byt5_ids_BG": np.stack([r["byt5_ids_G"] for r in padded]),
-      }
-      score_BR = np.asarray(fn(params, exp.frozen, {"train": batch}))[: len(chunk)]
-      right.extend(score_BR[:, 0] > score_BR[:, 1])  # a tie is wrong
-      chunk = []
+  reward = scorer.Scorer(workdir)
+  rows: list[dict[str, Any]] = []
+
+  def pictures() -> Iterator[tuple[str, np.ndarray]]:
+    for row in tqdm.tqdm(read(split), total=len(split), unit="pair", desc="score"):
+      rows.append({key: row[key] for key in ("lang", "prompt", "about")})
+      yield row["prompt"], row["image_RHWC"]
+
+  right_B = np.array([score_R[0] > score_R[1] for score_R in reward(pictures())])  # a tie is wrong
   gaps = [clean_gap(row["about"], dimension) for row in rows]
-  groups = summarize(
-    np.array(right), gaps, [row["lang"] for row in rows], [row["prompt"] for row in rows]
-  )
+  groups = summarize(right_B, gaps, [row["lang"] for row in rows], [row["prompt"] for row in rows])
   return {
     "reward": workdir,
     "data": spec,

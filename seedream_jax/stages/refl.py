@@ -35,7 +35,8 @@ class ReflConfig:
   """The config's stage group, without its name and `denoise`.
 
   Attributes:
-    rewards: {name: dict(weight, margin alpha, text_only)}; a reward with text_only counts where the prompt quotes text.
+    rewards: {name: dict(weight, margin alpha, text_only)}; a reward with text_only counts where the prompt quotes text,
+      one of weight 0 is measured and never optimised: what a guard watches.
     num_steps: M of the rollout, Euler.
     first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last.
     guidance: of the rollout and of the step with gradient, whose negative branch has none.
@@ -52,8 +53,8 @@ class ReflConfig:
   pretrain_weight: float = 1.0
 
   def __post_init__(self):
-    if not self.rewards:
-      raise types.UserError("stage.rewards: none; expected at least one")
+    if not any(fields.get("weight") for fields in self.rewards.values()):
+      raise types.UserError("stage.rewards: none of a weight above 0; expected at least one")
     for name, fields in self.rewards.items():
       if set(fields) != set(_FIELDS):
         raise types.UserError(
@@ -113,11 +114,12 @@ class Refl:
     """Sum over prompts of the hinges, and the pre-training loss at the same weight a prompt."""
     cfg, data, policy = self.cfg, batch["prompts"], types.by_part(params)
     image_BHWC, step_B = self._draw(policy, frozen, data, rng)
-    scores = self._scores(frozen, data, image_BHWC)
+    optimised = {name: fields for name, fields in cfg.rewards.items() if fields["weight"]}
+    scores = self._scores(frozen, data, image_BHWC, optimised)
     weight = jnp.float32(len(step_B))
     total, metrics = jnp.float32(0.0), {"step": (jnp.sum(step_B).astype(jnp.float32), weight)}
     asked_B = asks_text(data["byt5_ids_BG"])
-    for name, fields in cfg.rewards.items():
+    for name, fields in optimised.items():
       active_B = asked_B if fields["text_only"] else jnp.ones_like(asked_B)
       hinge_B = active_B * jax.nn.relu(fields["margin"] - scores[name])
       total += fields["weight"] * jnp.sum(hinge_B)
@@ -179,13 +181,15 @@ class Refl:
     x_BHWC, _ = jax.lax.scan(body, noise_BHWC, jnp.arange(self.cfg.last_step))
     return jax.lax.stop_gradient(x_BHWC)
 
-  def _scores(self, frozen, data, image_BHWC) -> dict[str, jax.Array]:
-    """{reward: r_B}."""
+  def _scores(self, frozen, data, image_BHWC, names) -> dict[str, jax.Array]:
+    """{reward: r_B} of `names`."""
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
     text_BE = reward.text_features(self.model, encoders, data)
     return {
-      name: reward.score(part.bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE)
-      for name, part in self._towers.items()
+      name: reward.score(
+        self._towers[name].bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE
+      )
+      for name in names
     }
 
   def _rewards(self, policy, frozen, batch, rng) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -202,7 +206,7 @@ class Refl:
     )
     asked_B = asks_text(data["byt5_ids_BG"])
     out = {}
-    for name, score_B in self._scores(frozen, data, image_BHWC).items():
+    for name, score_B in self._scores(frozen, data, image_BHWC, self.cfg.rewards).items():
       active_B = asked_B if self.cfg.rewards[name]["text_only"] else jnp.ones_like(asked_B)
       out[name] = (jnp.sum(active_B * score_B), jnp.sum(active_B))
     return out

@@ -65,33 +65,39 @@ class ReflTest(absltest.TestCase):
     """One example at a time, a plain Euler loop, no stop_gradient and no masks."""
     data, rng, frozen = batch()["prompts"], jax.random.key(5), self.frozen
     policy, model = self.params[refl.POLICY], self.stage.model
+    encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
+    dit = model.parts["dit"].bind(policy["dit"])
     grid, total = timesteps.grid(4), 0.0
+
+    @jax.jit  # one example's compiled pieces; the loop and the choice of steps are Python's
+    def guided(x, t, row):
+      text, yes = (row["llm_ids_BL"], row["byt5_ids_BG"]), jnp.ones((1,), bool)
+      trees = {**frozen, **policy}
+      cond = model.encode_text(trees, *text)
+      uncond = model.encode_text(trees, *text, drop_llm_B=yes, drop_byt5_B=yes)
+      v_c, v_u = (dit(x, t[None], c, size_B2=row["size_B2"]) for c in (cond, uncond))
+      return v_u + 4.0 * (v_c - v_u)
+
+    @jax.jit
+    def scores(x0, row):
+      image, text_BE = model.decode(frozen, x0), reward.text_features(model, encoders, row)
+      towers = {name: self.stage.parts()[f"reward_{name}"] for name in REWARDS}
+      return {
+        name: reward.score(tower.bind(frozen[f"reward_{name}"]), image, text_BE)[0]
+        for name, tower in towers.items()
+      }
+
     for b in range(B):
       row = {k: jnp.asarray(v[b : b + 1]) for k, v in data.items()}
       keys = jax.random.split(jax.random.fold_in(rng, row["id_B"][0]), 2)
       x = jax.random.normal(keys[0], (1, H, W, C))
       stop = int(jax.random.randint(keys[1], (), 2, 4))
-      trees = {**frozen, **policy}
-      yes = jnp.ones((1,), bool)
-      text = (row["llm_ids_BL"], row["byt5_ids_BG"])
-      cond = model.encode_text(trees, *text)
-      uncond = model.encode_text(trees, *text, drop_llm_B=yes, drop_byt5_B=yes)
-      dit = model.parts["dit"].bind(policy["dit"])
-
-      def guided(x, t, dit=dit, cond=cond, uncond=uncond, row=row):
-        v_c, v_u = (dit(x, t[None], c, size_B2=row["size_B2"]) for c in (cond, uncond))
-        return v_u + 4.0 * (v_c - v_u)
-
       for i in range(stop):
-        x = x + (grid[i + 1] - grid[i]) * guided(x, grid[i])
-      image = model.decode(frozen, x - grid[stop] * guided(x, grid[stop]))
-      encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
-      text_BE = reward.text_features(model, encoders, row)
+        x = x + (grid[i + 1] - grid[i]) * guided(x, grid[i], row)
+      r = scores(x - grid[stop] * guided(x, grid[stop], row), row)
       for name, fields in REWARDS.items():
-        tower = self.stage.parts()[f"reward_{name}"].bind(frozen[f"reward_{name}"])
-        r = float(reward.score(tower, image, text_BE)[0])
         if not fields["text_only"] or b != 0:  # example 0 quotes nothing
-          total += 0.1 * fields["weight"] * max(0.0, fields["margin"] - r)
+          total += 0.1 * fields["weight"] * max(0.0, fields["margin"] - float(r[name]))
     got = self.loss(self.alone)
     np.testing.assert_allclose(got.total, total, rtol=1e-4)
     self.assertEqual(float(got.weight), B)
@@ -117,6 +123,21 @@ class ReflTest(absltest.TestCase):
     )  # the step that should carry a gradient gives none: is there another?
     grads = _grad(still)(self.params, self.frozen, batch())
     self.assertEqual(max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)), 0.0)
+
+  def test_a_reward_of_weight_0_is_watched_alone(self):
+    watched = stage_of(
+      pretrain_weight=0.0, rewards=REWARDS | {"held": dict(weight=0.0, margin=6.0, text_only=False)}
+    )
+    loss = jax.eval_shape(
+      _jit(watched), self.params, self.frozen, batch()
+    )  # which has no such tower
+    self.assertNotIn("reward_held", loss.metrics)
+    frozen = self.frozen | {"reward_held": self.frozen["reward_text"]}
+    drawn = {"train": batch()["prompts"]}
+    seen = jax.eval_shape(
+      watched.predict_fns()["rewards"], self.params, frozen, drawn, jax.random.key(0)
+    )
+    self.assertEqual(set(seen), {*REWARDS, "held"})
 
   def test_text_reward_counts_for_quoted_text_only(self):
     data = batch()

@@ -1,0 +1,60 @@
+"""A trained reward model on pictures of prompts.
+
+Dims: B records, R pictures of each, H W C pixels.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+
+from seedream_jax import types
+from seedream_jax.data import tokenizers
+from seedream_jax.eval import evaluators
+from seedream_jax.run import open as open_lib
+
+
+class Scorer:
+  """The reward of a training workdir, its average weights."""
+
+  def __init__(self, workdir: str, batch_size: int = 64):
+    """Reads the newest whole checkpoint.
+
+    Raises:
+      types.UserError: when the workdir is not of stage reward, or holds no whole checkpoint.
+    """
+    config = open_lib.read_config(workdir)
+    if config.get("stage", {}).get("name") != "reward":
+      raise types.UserError(f"--reward {workdir}: its config is not of stage reward")
+    exp = open_lib.open_config(config, workdir)
+    restored = exp.checkpointer.restore(exp.abstract_state)
+    if restored is None:
+      raise types.UserError(f"--reward {workdir}: no whole checkpoint there yet")
+    self._params, self._frozen = evaluators.eval_params(restored[0]), exp.frozen
+    self._fn = jax.jit(exp.stage.predict_fns()["scores"])
+    self._stream, self._tokenizer = config.data.streams.train, open_lib.open_tokenizer(config)
+    self._batch_size = batch_size
+
+  def __call__(self, asked: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
+    """score_R of each (prompt, uint8 image_RHWC), in order; every record has the same R, H and W."""
+    chunk: list[tuple[str, np.ndarray]] = []
+    for row in asked:
+      chunk.append(row)
+      if len(chunk) == self._batch_size:
+        yield from self._scores(chunk)
+        chunk = []
+    if chunk:
+      yield from self._scores(chunk)
+
+  def _scores(self, chunk: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    padded = chunk + chunk[-1:] * (self._batch_size - len(chunk))  # one program for every batch
+    length = max(self._stream.text_buckets)
+    ids, glyphs_BG = tokenizers.encode_prompts(
+      self._tokenizer, [prompt for prompt, _ in padded], length, self._stream.glyph_bytes
+    )
+    batch = {
+      "image_BRHWC": np.stack([image_RHWC for _, image_RHWC in padded]),
+      "llm_ids_BL": np.stack([self._tokenizer.pad(row, length) for row in ids]),
+      "byt5_ids_BG": glyphs_BG,
+    }
+    return np.asarray(self._fn(self._params, self._frozen, {"train": batch}))[: len(chunk)]

@@ -1,0 +1,170 @@
+r"""From preferences to a better model, twice: raters, candidates, three rewards, ReFL; then bad cases, and again.
+
+  python -m seedream_jax.recipe --config experiments/recipes/post_training.py --workdir out/post
+
+Round 2 draws candidates from round 1's model for the prompts that its rewards like least, adds their choices to the
+old ones, trains the rewards anew and goes on with ReFL. What it has to beat is `longer`: round 1 continued for the same
+steps with the old rewards. A guard watches every ReFL: a reward model of another seed and other choices. `hot` is
+round 1 at five times the rate, where the guard should end it; `bare` is round 1 without pre-training's loss. All are
+judged on hard, base and round 1 on heldout too.
+`post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
+"""
+
+from ml_collections import config_dict
+
+from experiments import rlhf
+from experiments.common import step
+
+W = "{workdir}"
+BASE = "weights/nano"
+POSTERS = "data_pipelines.posters --world nano --size 64x64"
+RATER = f"{POSTERS} --seed 20 --faces sans,serif,kai,kai_bold --style_rate 0.4 --axis_rate 0.5"
+NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0 to 1
+HELD_OUT = 20  # percent of preference prompts
+PAIRS = 16  # of each set of candidates, of 45 there are
+GUARD_SEED = 7  # of the guard's choices, noise and weights
+
+SCALES = {  # of "smoke": the least that runs through
+  "": dict(rater=65_536, objects=3_000, glyphs=1_500, latents=24_000, prompts=8_192, short=300, ct=1_000,
+           sets=4_000, bad=1_500, reward=3_000, refl=400, pictures=5),
+  "smoke": dict(rater=4_096, objects=60, glyphs=60, latents=2_048, prompts=512, short=20, ct=40,
+                sets=96, bad=48, reward=40, refl=8, pictures=1),
+}  # fmt: skip
+
+
+def posters(name, split, num, render=POSTERS, folder=""):
+  return step(name, f"{render} --split {split} --num {num} --out {folder or f'{W}/{name}'}")
+
+
+def raters(size):
+  """Classifier A and the reader of glyphs."""
+  for split, num in (("train", size.rater), ("val", 2_048)):
+    yield posters(f"rater_{split}", split, num, RATER, f"{W}/rater")
+  for name, part, steps in (
+    ("objects", "classifier", size.objects),
+    ("glyphs", "glyph_reader", size.glyphs),
+  ):
+    config = f"experiments/rater.py:nano,reads={name},data={W}/rater,steps={steps}"
+    yield step(name, f"seedream_jax.train --config {config} --workdir {W}/{name}")
+    pack = f"data_pipelines.pack --part {part}={W}/{name}/weights --out {W}/raters/{name}"
+    yield step(f"{name}_packed", pack)
+
+
+def data(size):
+  """Latents that pre-training's loss goes on with, and the prompts of ReFL."""
+  for name, split, num in (
+    ("latents", "train", size.latents),
+    ("latents", "val", 512),
+    ("refl", "refl", size.prompts),
+  ):
+    yield posters(f"{name}_{split}", split, num, folder=f"{W}/{name}-png")
+    encode = f"data_pipelines.encode --data {W}/{name}-png:{split} --vae {BASE} --out {W}/{name}"
+    yield step(f"{name}_{split}_encoded", encode)
+
+
+def checkpoints(size):
+  """Two more versions of the model, so that no reward learns one model's habits: the base tuned for a while."""
+  for name, steps in (("short", size.short), ("ct", size.ct)):
+    options = f"content=latent,data={W}/latents,init={BASE},steps={steps}"
+    config = (
+      f"experiments/pretrain.py:nano,{options} --config.optim.lr=2.4e-4 --config.seed={steps}"
+    )
+    yield step(name, f"seedream_jax.train --config {config} --workdir {W}/{name}")
+
+
+def candidates(name, prompts, models, num_images=2):
+  """Pictures of each prompt by the models given and by the renderer."""
+  return step(
+    f"{name}_candidates",
+    f"data_pipelines.preferences sample {prompts} {models} --render truth,damaged --num_images {num_images} "
+    f"--solver dpmpp2m --steps 10 --out {W}/{name}-candidates",
+  )
+
+
+def choices(name, sets, seed=0, kinds=rlhf.KINDS):
+  """The raters' choices among `sets`, as pairs of each dimension in `kinds`."""
+  rates = [f"{W}/{of}-{seed}.jsonl" for of in sets]
+  yield step(
+    f"{sets[-1]}_rated_{seed}",
+    f"data_pipelines.preferences rate --data {W}/{sets[-1]}-candidates --alignment {W}/raters/objects "
+    f"--text {W}/raters/glyphs --noise {NOISE} --pairs_per_set {PAIRS} --seed {seed} --out {rates[-1]}",
+  )
+  given = " ".join(f"--pairs {path}" for path in rates)
+  for dimension in kinds:
+    yield step(
+      f"{name}_pairs_{dimension}",
+      f"data_pipelines.preferences import {given} --dimension {dimension} --heldout {HELD_OUT} "
+      f"--out {W}/pairs/{name}_{dimension}",
+    )
+
+
+def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
+  """A reward model of each kind, and how it agrees with the choices held out."""
+  for kind in kinds:
+    pairs, folder = f"{W}/pairs/{name}_{kind}", f"{W}/rm/{name}_{kind}"
+    yield step(
+      f"rm_{name}_{kind}",
+      f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={pairs},"
+      f"steps={size.reward} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
+    )
+    yield step(
+      f"score_{name}_{kind}",
+      f"data_pipelines.preferences score --reward {folder} --data {pairs}:heldout --dimension {kind} "
+      f"--out {W}/score_{name}_{kind}.json",
+    )
+
+
+def get_config(arg=None):
+  if (arg or "") not in SCALES:
+    raise ValueError(f"{arg!r}: expected nothing or smoke")
+  size = config_dict.ConfigDict(SCALES[arg or ""])
+  versions = f"--model base={BASE} --model short={W}/short --model ct={W}/ct"
+  drawn = candidates("first", f"--split preference --num {size.sets}", versions)
+  steps = [*raters(size), *data(size), *checkpoints(size), drawn]
+  steps += [*choices("first", ("first",)), *reward_models("first", size)]
+  # The guard: other noise on other pairs of the same candidates, another start.
+  steps += choices("guard", ("first",), GUARD_SEED, ("alignment",))
+  steps += reward_models("guard", size, ("alignment",), GUARD_SEED)
+
+  def refl(name, init, rewards, rest=""):
+    rms = ",".join(f"rm_{kind}={W}/rm/{rewards}_{kind}/weights" for kind in rlhf.KINDS)
+    options = (
+      f"content=latent,data={W}/latents,prompts={W}/refl,init={init},steps={size.refl},{rms}"
+    )
+    guard = f"rm_guard={W}/rm/guard_alignment/weights"
+    command = f"seedream_jax.train --config experiments/rlhf.py:nano,{options},{guard}{rest}"
+    return step(name, f"{command} --workdir {W}/{name}")
+
+  def judge(name, workdir, suite="hard"):
+    return step(
+      f"judge_{name}_{suite}",
+      f"seedream_jax.evaluate --workdir {workdir} --suite {suite} --images_per_prompt {size.pictures} "
+      f"--solver dpmpp2m --steps 10 --classifier '' --out {W}/{name}_{suite}.json",
+    )
+
+  hotter = f" --config.optim.lr={5 * rlhf.PRESETS['nano']['refl']['lr']}"
+  steps += [judge("base", BASE), judge("base", BASE, "heldout")]
+  for name, rest in (("round1", ""), ("hot", hotter), ("bare", ",pretrain_weight=0")):
+    steps += [refl(name, BASE, "first", rest), judge(name, f"{W}/{name}")]
+  steps += [judge("round1", f"{W}/round1", "heldout"), *second_round(size)]
+  for name, rewards in (("round2", "second"), ("longer", "first")):
+    steps += [refl(name, f"{W}/round1-packed", rewards), judge(name, f"{W}/{name}")]
+  return config_dict.create(steps=tuple(steps))
+
+
+def second_round(size):
+  """Round 1's model draws anew for the prompts where it is worst; the rewards learn from old and new choices."""
+  tuned = f"--part dit={W}/round1/weights --part llm={W}/round1/weights"
+  rest = f"--part byt5={BASE} --part vae={BASE} --tokenizer {BASE}/tokenizer.model"
+  yield step("round1_packed", f"data_pipelines.pack {tuned} {rest} --out {W}/round1-packed")
+  model = f"--model round1={W}/round1-packed"
+  yield candidates("look", f"--split preference --num {2 * size.bad} --seed 1", model, 1)
+  rewards = " ".join(f"--reward {W}/rm/first_{kind}" for kind in ("alignment", "aesthetic"))
+  yield step(
+    "mined",
+    f"data_pipelines.preferences mine --data {W}/look-candidates {rewards} --text_reward {W}/rm/first_text "
+    f"--num {size.bad} --out {W}/bad.jsonl",
+  )
+  yield candidates("bad", f"--prompts {W}/bad.jsonl", f"{model} --model base={BASE}", 3)
+  yield from choices("second", ("first", "bad"))
+  yield from reward_models("second", size)
