@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from seedream_jax.engine import hardware
+
 # jax.checkpoint puts what it recomputes under this name; our own custom gradients use it too.
 RECOMPUTED = "rematted_computation"
 
@@ -29,18 +31,19 @@ _KERNEL_SHARES = (
   (r"splash_.*_dkv_.*", 5, 4 / 5),
 )
 
-# Dense bf16 (fp16 where there is none) FLOP/s of one jax device, from the vendors' data sheets.
+# Dense bf16 (fp16 where there is none) FLOP/s of one jax device, from the data sheets; of the chips that a plan
+# knows, hardware's.
 _PEAKS = (
   (r"TPU (7x|v7.*)", 1153.5e12),  # two jax devices a chip
-  (r"TPU (v6 lite|v6e)", 918e12),
-  (r"TPU (v5|v5p)", 459e12),
-  (r"TPU (v5 lite|v5e)", 197e12),
+  (r"TPU (v6 lite|v6e)", hardware.CHIPS["v6e"].flops),
+  (r"TPU (v5|v5p)", hardware.CHIPS["v5p"].flops),
+  (r"TPU (v5 lite|v5e)", hardware.CHIPS["v5e"].flops),
   (r"TPU v4", 275e12),
   (r".*\bGB200\b.*", 2500e12),
   (r".*\bB200\b.*", 2250e12),
   (r".*\b(H100 NVL)\b.*", 835e12),
   (r".*\b(H100 PCIe)\b.*", 756e12),
-  (r".*\b(H100|H200|GH200)\b.*", 989e12),
+  (r".*\b(H100|H200|GH200)\b.*", hardware.CHIPS["h100"].flops),
   (r".*\bA100\b.*", 312e12),
   (r".*\bL40S\b.*", 362e12),
   (r".*\bL4\b.*", 121e12),

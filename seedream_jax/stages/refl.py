@@ -186,9 +186,7 @@ class Refl:
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
     text_BE = reward.text_features(self.model, encoders, data)
     return {
-      name: reward.score(
-        self._towers[name].bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE
-      )
+      name: reward.score(self._towers[name].bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE)
       for name in names
     }
 
