@@ -22,6 +22,7 @@ NEW_LEAVES = ("vmix/.*", ".*/vmix_v/kernel")  # what a DiT without labels lacks
 
 STEPS = {"nano": 2_000, "small": 20_000, "base": 40_000, "full": 40_000}
 LR_FRACTION = 0.3  # of pre-training's peak  # ours; undisclosed
+NEW_LR = 10.0  # times that, for what starts at zero beside a trained model  # ours; undisclosed
 
 
 def get_config(arg=None):
@@ -61,6 +62,7 @@ def add_labels(config, extra=()):
   config.stage.labels = LABELS
   config.stage.drop_labels = 0.1
   config.init.allow_missing += NEW_LEAVES
+  config.optim.lr_mults = (*((leaf, NEW_LR) for leaf in NEW_LEAVES), *config.optim.lr_mults)
   new = (("vmix/labels", False), *((leaf, True) for leaf in NEW_LEAVES))
   if "dit" in config.optim.players:  # adapters: the rest stays, as in VMix
     config.optim.players.dit.trainable = (*new, *config.optim.players.dit.trainable)

@@ -162,7 +162,7 @@ class SeedreamPipeline(DiffusionPipeline):
       guidance_scale: of classifier-free guidance; 1 is none.
       generator: of the starting noise.
       latents: the starting noise itself, [B, C, H, W].
-      aesthetics: strength of the aesthetic labels, all positive, of a model that has them.
+      aesthetics: strength of the aesthetic labels, all positive, of a model that has them; an empty negative has none.
       negative: what guidance leads away from: "empty" text, or, of a model that can tell, the same text as a model
         drew it ("generated"), or both ("empty_generated").
       output_type: pil, np, pt, or latent: the transformer's normalised latents [B, C, H, W].
@@ -219,6 +219,8 @@ class SeedreamPipeline(DiffusionPipeline):
     rows = 2 * count if guided else count
     if getattr(cfg, "labels", 0):
       out["tags"] = torch.ones(rows, cfg.labels, dtype=torch.long, device=device)
+      if negative.startswith("empty"):
+        out["tags"][count:] = -1  # unknown
       out["tag_strength"] = torch.full((rows,), float(aesthetics), device=device)
     elif aesthetics != 1:
       raise ValueError(f"aesthetics={aesthetics}: this model has no aesthetic labels")

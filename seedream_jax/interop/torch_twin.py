@@ -129,12 +129,14 @@ class VMix(nn.Module):
     self.proj = Linear32(text_dim, width)
 
   def forward(self, tags, strength, num_text):
-    """[B, T, D] float32 of labels [B, A], 1 positive or 0 negative, times a strength [B]."""
-    picked = torch.einsum("bas,ase->bae", F.one_hot(tags, 2).float(), self.labels.float())
+    """[B, T, D] float32 of labels [B, A], 1 positive, 0 negative or -1 unknown, times a strength [B]."""
+    known = tags >= 0
+    said = F.one_hot(tags.clamp(min=0), 2).float() * known[..., None]
+    picked = torch.einsum("bas,ase->bae", said, self.labels.float())
     mix = torch.cat([self.mix[: num_text - self.glyph_len], self.mix[-self.glyph_len :]]).float()
     x = torch.einsum("ta,bae->bte", mix, picked)
     x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-    return strength.float()[:, None, None] * self.proj(x)
+    return (strength.float() * known.any(dim=1))[:, None, None] * self.proj(x)
 
 
 class Splice(nn.Module):
@@ -312,7 +314,7 @@ class SeedreamTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
       glyph_hidden_states: ByT5 features [B, G, glyph_dim] in fixed slots.
       glyph_attention_mask: [B, G] bool, True on bytes to be rendered.
       guidance: scale [B], for a guidance-distilled model.
-      tags, tag_strength: aesthetic labels [B, A] and how much they count [B], for a model that has them.
+      tags, tag_strength: aesthetic labels [B, A] (-1 unknown) and how much they count [B], for a model that has them.
       origin: [B], 0 real, 1 drawn by a model, for a model that has the condition.
 
     Returns:

@@ -179,7 +179,7 @@ class Block(nnx.Module):
     self.txt = Stream(cfg, cfg.txt_mlp_ratio, reads_only=reads_only, rngs=rngs)
     self.img = Stream(cfg, cfg.mlp_ratio, rngs=rngs)
     if cfg.labels:
-      self.vmix_v = _linear(cfg, cfg.width, cfg.width, rngs, use_bias=False)
+      self.vmix_v = _linear(cfg, cfg.width, cfg.width, rngs, "added", use_bias=False)
 
   def __call__(self, txt_BTD, img_BID, mods, mask_BS, cos, sin, aes_BTD=None):
     """Both streams after the block, and what TAPS names."""

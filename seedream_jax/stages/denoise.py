@@ -204,9 +204,10 @@ class Denoise:
       guidance: scale; 1 runs no negative branch.
       interval: of t, where guidance acts.
       shift: of the time grid; the training shift of this latent's size by default.
-      aesthetics: strength of the DiT's aesthetic labels, all positive, in both branches of the guidance.
-      negative: what guidance leads away from: "empty" has no text; "generated" the same text drawn by a model;
-        "empty_generated" neither text nor reality. The last two need the DiT's condition `origin`.
+      aesthetics: strength of the DiT's aesthetic labels, all positive; a negative branch without text has none of
+        them, so that guidance raises them too.
+      negative: what guidance leads away from: "empty" has no text; "generated" the same text and labels drawn by a
+        model; "empty_generated" neither text nor reality. The last two need the DiT's condition `origin`.
     """
     del rng
     data = batch["train"]
@@ -274,10 +275,11 @@ class Denoise:
     return {"tags_BA": jnp.where((u_B < self.cfg.drop_labels)[:, None], -1, tags_BA)}
 
   def _asked(self, batch_size: int, aesthetics: float, negative: str = "") -> dict[str, jax.Array]:
-    """Fields of Cond for sampling: every label positive; a real picture, or one to lead away from."""
+    """Fields of Cond for sampling: every label positive and a real picture; or what to lead away from."""
     out, generated = {}, negative.endswith("generated")
     if self.cfg.labels:
-      out["tags_BA"] = jnp.ones((batch_size, len(self.cfg.labels)), jnp.int32)
+      said = -1 if negative.startswith("empty") else 1
+      out["tags_BA"] = jnp.full((batch_size, len(self.cfg.labels)), said, jnp.int32)
       out["tag_strength_B"] = jnp.full((batch_size,), aesthetics, jnp.float32)
     elif aesthetics != 1:
       raise types.UserError(f"aesthetics={aesthetics}: this DiT has no aesthetic labels")
