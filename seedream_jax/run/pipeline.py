@@ -31,7 +31,7 @@ MAX_SIDE = 4096
 _STATIC = ("num_steps", "solver", "guidance", "aesthetics", "negative")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How to sample; each field is a flag of the verbs."""
 
@@ -66,7 +66,13 @@ def define_flags() -> None:
 def options_of_flags() -> Options:
   """What `define_flags` defined, as given."""
   given = flags.FLAGS
-  return Options(given.steps, given.guidance, given.solver, given.aesthetics, given.negative)
+  return Options(
+    num_steps=given.steps,
+    guidance=given.guidance,
+    solver=given.solver,
+    aesthetics=given.aesthetics,
+    negative=given.negative,
+  )
 
 
 class Pipeline:
