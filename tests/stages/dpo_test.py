@@ -63,6 +63,15 @@ class DpoTest(absltest.TestCase):
       got = cls.stage.loss(params, trees_, {}, {"train": data}, rng, player="dit", step=step)
       return got.total, got
 
+    def encode(dit, llm_ids_BL, byt5_ids_BG, drop_B):
+      both = dict(drop_llm_B=drop_B, drop_byt5_B=drop_B)
+      trees_ = {**cls.frozen, "dit": dit}
+      return cls.stage.model.encode_text(trees_, llm_ids_BL, byt5_ids_BG, **both)
+
+    def velocity(dit, *args):
+      return parts["dit"].bind(dit)(*args, size_B2=batch()["size_B2"][:1])
+
+    cls.encode, cls.velocity = staticmethod(jax.jit(encode)), staticmethod(jax.jit(velocity))
     cls.grad = staticmethod(jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)))
 
   def step(self, params=None, data=None):
@@ -73,18 +82,9 @@ class DpoTest(absltest.TestCase):
   def at_reference(self):
     return {"dit": self.frozen[dpo.REFERENCE]}
 
-  def test_loss_by_hand(self):
-    """One picture at a time, and the formula in NumPy."""
-    data, model, trees_ = batch(), self.stage.model, self.frozen
-    encode = jax.jit(
-      lambda dit, ids, glyphs, drop: model.encode_text(
-        {**trees_, "dit": dit}, ids, glyphs, drop_llm_B=drop, drop_byt5_B=drop
-      )
-    )
-    velocity = jax.jit(
-      lambda dit, *args: model.parts["dit"].bind(dit)(*args, size_B2=data["size_B2"][:1])
-    )
-    total, right, hidden = 0.0, 0.0, 0
+  def errors(self, dit) -> tuple[np.ndarray, int]:
+    """(error_BR of a DiT, one picture at a time and the path in NumPy; how many texts were hidden)."""
+    data, hidden, error_BR = batch(), 0, np.zeros((B, R))
     for b in range(B):
       key = jax.random.fold_in(jax.random.key(SEED), data["id_B"][b])
       time, noise, texts = jax.random.split(key, 3)
@@ -92,24 +92,25 @@ class DpoTest(absltest.TestCase):
       eps_1HWC = np.asarray(jax.random.normal(noise, (1, H, W, C)))
       drop = jax.random.uniform(texts) < 0.5
       hidden += int(drop)
-      error_MR = np.zeros((2, R))
-      for m, dit in enumerate((self.params["dit"], self.frozen[dpo.REFERENCE])):
-        row = (data["llm_ids_BL"][b : b + 1], data["byt5_ids_BG"][b : b + 1])
-        cond = encode(dit, *row, drop[None])
-        for r in range(R):
-          x0_1HWC = (data["latent_BRHWC"][b, r][None].astype(np.float32) - 0.2) / 0.7
-          xt_1HWC = (1 - t) * x0_1HWC + t * eps_1HWC
-          v_1HWC = velocity(dit, xt_1HWC, jnp.float32(t)[None], cond)
-          error_MR[m, r] = np.mean((np.asarray(v_1HWC) - (eps_1HWC - x0_1HWC)) ** 2)
-      (win, lose), (win_ref, lose_ref) = error_MR
-      inside = -BETA / 2 * ((win - win_ref) - (lose - lose_ref))
-      total += np.log1p(np.exp(-inside))
-      right += inside > 0
+      ids = data["llm_ids_BL"][b : b + 1], data["byt5_ids_BG"][b : b + 1]
+      cond = self.encode(dit, *ids, drop[None])
+      for r in range(R):
+        x0_1HWC = (data["latent_BRHWC"][b, r][None].astype(np.float32) - 0.2) / 0.7
+        xt_1HWC = (1 - t) * x0_1HWC + t * eps_1HWC
+        v_1HWC = self.velocity(dit, xt_1HWC, jnp.float32(t)[None], cond)
+        error_BR[b, r] = np.mean((np.asarray(v_1HWC) - (eps_1HWC - x0_1HWC)) ** 2)
+    return error_BR, hidden
+
+  def test_loss_by_hand(self):
+    error_BR, hidden = self.errors(self.params["dit"])
+    reference_BR, _ = self.errors(self.frozen[dpo.REFERENCE])
+    gain_BR = error_BR - reference_BR
+    inside_B = -BETA / 2 * (gain_BR[:, 0] - gain_BR[:, 1])
     self.assertBetween(hidden, 1, B - 1)  # pairs with their text, and pairs without
     got, _, _ = self.step()
-    np.testing.assert_allclose(got.total, total, rtol=1e-4)
+    np.testing.assert_allclose(got.total, np.sum(np.log1p(np.exp(-inside_B))), rtol=1e-4)
     self.assertEqual(float(got.weight), B)
-    self.assertEqual([float(x) for x in got.metrics["accuracy"]], [right, B])
+    self.assertEqual([float(x) for x in got.metrics["accuracy"]], [np.sum(inside_B > 0), B])
 
   def test_starts_as_the_reference_on_log_2_and_at_chance(self):
     start = jax.jit(self.stage.init)(jax.random.key(0), self.frozen)
@@ -138,12 +139,18 @@ class DpoTest(absltest.TestCase):
 
   def test_gradient_descent_prefers_the_preferred(self):
     params = self.at_reference()
+    before_BR, _ = self.errors(params["dit"])
     for _ in range(8):
       _, grad, _ = self.step(params)
       params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, grad)
-    got = self.step(params)[0].metrics
-    self.assertGreater(float(got["reward_preferred"][0] - got["reward_rejected"][0]), 0.1)
-    self.assertEqual(float(got["accuracy"][0]), B)
+    after_BR, _ = self.errors(params["dit"])
+    gap_B = (after_BR - before_BR) @ (
+      1,
+      -1,
+    )  # falls where the preferred becomes the likelier of two
+    self.assertLess(gap_B.max(), 0.0)
+    self.assertLess(gap_B.mean(), -0.01)
+    self.assertEqual(float(self.step(params)[0].metrics["accuracy"][0]), B)
 
   def test_golden_step(self):
     loss, grads, _ = self.step()
