@@ -5,7 +5,8 @@ r"""Precomputes VAE latents, and LLM features if asked, of a data set into a new
   ... --task 0/4                                        # one of four jobs that share the work
 
 The posterior's mean is stored un-normalised, as float16. Output shard i holds what shard i of the
-source held, and appears whole, with a receipt: a rerun keeps finished shards and encodes the rest.
+source held, and appears whole, with a receipt: a rerun keeps finished shards and encodes the rest. Of a set of
+pictures, such as a pair of preferences, each gets its latent, all in the bucket of the first.
 The manifest names the weights (sha256), the source (hash of its manifest) and the crop; one folder
 takes further splits, but no other models. Records that cannot be read are left out and counted.
 
@@ -20,7 +21,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -75,6 +76,11 @@ class Plan:
   def digest(self) -> str:
     """Of `describe`."""
     return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+
+  @property
+  def content(self) -> str:
+    """Of the output."""
+    return "latents" if self.source.content == "images" else "latent"
 
   @property
   def split(self) -> str:
@@ -138,7 +144,7 @@ def encode(
     texts = _Batcher(encode_texts, batch_size) if plan.llm else None
     work = _Shard(plan, rows, images, texts, tokenizer, progress)
     path = _shard_path(folder, plan, shard)
-    schema = records.features("latent", text_features=plan.llm is not None)
+    schema = records.features(plan.content, text_features=plan.llm is not None)
     count = records.write_shard(str(path), schema, work.examples())
     receipt = dict(plan=plan.digest, records=count, bytes=path.stat().st_size, **work.dropped())
     _write_json(_receipt_path(folder, plan, shard), receipt)
@@ -176,7 +182,9 @@ class _Batcher:
     out = self._function(np.concatenate([batch, np.repeat(batch[-1:], room, axis=0)]))
     for (ticket, _), y in zip(pending, out):
       if not (np.abs(y) <= np.finfo(np.float16).max).all():  # false for NaN too
-        raise types.UserError(f"record {ticket}: the encoder gives values that float16 cannot hold")
+        raise types.UserError(
+          f"record {ticket[0]}: the encoder gives values that float16 cannot hold"
+        )
       self.done[ticket] = y
 
 
@@ -203,38 +211,43 @@ class _Shard:
 
   def examples(self) -> Iterator[dict[str, Any]]:
     files = self._plan.source.source()
+    pictures = "images" if self._plan.content == "latents" else "image_png"
     parse = self._plan.source.parser(
-      "id", "image_png", "height", "width", "captions", "scene", "bucket"
+      "id", pictures, "height", "width", "captions", "scene", "bucket"
     )
-    waiting: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
+    waiting: collections.deque[tuple[list[tuple[int, int]], dict[str, Any]]] = collections.deque()
     for row in self._rows:
       try:
         record = parse(files[row])
-        image_HWC = self._picture(record)
+        encoded = record.pop(pictures)
+        images = self._fit(record, encoded if pictures == "images" else [encoded])
       except Exception as e:  # whatever the reader, the parser or Pillow makes of damaged bytes
         self._dropped[str(row)] = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         logging.warning("%s record %d is left out: %s", self._plan.source.spec, row, e)
       else:
-        record |= dict(height=image_HWC.shape[0], width=image_HWC.shape[1])
-        record["bucket"] = buckets.name(image_HWC.shape[:2])
+        height, width = images[0].shape[:2]
+        record |= dict(height=height, width=width, bucket=buckets.name((height, width)))
         record["captions"] = self._captions(row, record["captions"])
-        self._images.put(row, image_HWC)
-        waiting.append((row, record))
+        tickets = [(row, number) for number in range(len(images))]
+        for ticket, image_HWC in zip(tickets, images):
+          self._images.put(ticket, image_HWC)
+        waiting.append((tickets, record))
       while waiting and self._is_ready(*waiting[0]):
         yield self._finish(*waiting.popleft())
       self._progress(1)
     self._images.flush()
     if self._texts:
       self._texts.flush()
-    for row, record in waiting:
-      yield self._finish(row, record)
+    for tickets, record in waiting:
+      yield self._finish(tickets, record)
 
-  def _picture(self, record: dict[str, Any]) -> np.ndarray:
+  def _fit(self, record: dict[str, Any], encoded: Sequence[bytes]) -> list[np.ndarray]:
+    """The record's pictures, in its bucket."""
     if self._plan.area:
       size = buckets.assign(int(record["height"]), int(record["width"]), self._plan.area)
     else:
       size = buckets.parse(record["bucket"].decode())
-    return transforms.fit(transforms.decode(record.pop("image_png")), size)
+    return [transforms.fit(transforms.decode(picture), size) for picture in encoded]
 
   def _captions(self, row: int, columns: dict[str, list]) -> list[dict[str, Any]]:
     captions = [dict(zip(columns, values)) for values in zip(*columns.values())]
@@ -245,16 +258,22 @@ class _Shard:
       caption["tokens"] = len(ids)
     return captions
 
-  def _is_ready(self, row: int, record: dict[str, Any]) -> bool:
-    tickets = [(row, number) for number in range(len(record["captions"]))] if self._texts else []
-    return row in self._images.done and all(t in self._texts.done for t in tickets)
+  def _is_ready(self, pictures: list[tuple[int, int]], record: dict[str, Any]) -> bool:
+    row = pictures[0][0]
+    texts = [(row, number) for number in range(len(record["captions"]))] if self._texts else []
+    done = (t in self._images.done for t in pictures)
+    return all(done) and all(t in self._texts.done for t in texts)
 
-  def _finish(self, row: int, record: dict[str, Any]) -> dict[str, Any]:
+  def _finish(self, pictures: list[tuple[int, int]], record: dict[str, Any]) -> dict[str, Any]:
     if self._texts:
+      row = pictures[0][0]
       for number, caption in enumerate(record["captions"]):
         features_LE = self._texts.done.pop((row, number))[: caption.pop("tokens")]
         caption["llm_features"] = features_LE.astype(np.float16).tobytes()
-    return {**record, **records.encode_latent(self._images.done.pop(row))}
+    latents = [self._images.done.pop(ticket) for ticket in pictures]
+    if self._plan.content == "latents":
+      return {**record, **records.encode_latents(np.stack(latents))}
+    return {**record, **records.encode_latent(latents[0])}
 
 
 def _shard_path(folder: pathlib.Path, plan: Plan, shard: int) -> pathlib.Path:
@@ -318,7 +337,7 @@ def _commit(folder: pathlib.Path, plan: Plan, receipts: list[dict[str, Any]]) ->
   }
   _write_json(path, manifest | plan.models())
   shards = {name: [tuple(s) for s in s["shards"]] for name, s in manifest["splits"].items()}
-  schema = records.features("latent", text_features=plan.llm is not None)
+  schema = records.features(plan.content, text_features=plan.llm is not None)
   records.write_metadata(str(folder), DATASET, schema, shards, "VAE latents; see manifest.json.")
 
 
@@ -423,8 +442,8 @@ def main(argv: list[str]) -> int:
   if values.area:
     buckets.table(values.area)
   source = records.open_split(values.data)
-  if source.content != "image":
-    raise types.UserError(f"--data {values.data}: holds {source.content}s, expected images")
+  if source.content not in ("image", "images"):
+    raise types.UserError(f"--data {values.data}: holds latents, expected images")
   cli.prepare_jax()
   images = _Model("vae", values.vae, values.vae_variant, values.dtype)
   texts = tokenizer = about_texts = None

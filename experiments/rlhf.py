@@ -1,35 +1,44 @@
-r"""Preferences to a better model: reward models, then reward feedback learning (Seedream 2.0, Sec. 4.3).
+r"""Preferences to a better model: reward models, then reward feedback learning (Seedream 2.0, Sec. 4.3); or DPO.
 
   python -m seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind=alignment,data=PAIRS --workdir /tmp/rm
   python -m seedream_jax.train --config experiments/rlhf.py:nano,prompts=REFL,data=LATENTS,init=W,\
     rm_alignment=RM1/weights,rm_aesthetic=RM2/weights,rm_text=RM3/weights --workdir /tmp/refl
+  python -m seedream_jax.train --config experiments/rlhf.py:nano,mode=dpo,data=PAIRS,init=W --workdir /tmp/dpo
 
 Mode reward trains one reward model on preference pairs (data_pipelines.preferences): kind=alignment, aesthetic or text
 (pairs whose prompt quotes text). Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
 data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
 lora=RANK tunes adapters of both alone. rm_guard=FOLDER names a reward model that is watched and not optimised: once it
-falls while the rewards rise, the run ends with the weights that it liked best.
+falls while the rewards rise, the run ends with the weights that it liked best. Mode dpo tunes the DiT on the pairs
+themselves, without a reward: `data` and kind as in mode reward, `init` gives its start, which is also the frozen
+reference; lora=RANK tunes adapters alone.
 """
 
 from experiments import common, pretrain
 
+MODES = ("reward", "refl", "dpo")
 KINDS = ("alignment", "aesthetic", "text")
 WEIGHTS = dict(alignment=1.0, aesthetic=0.5, text=1.0)  # of the hinges  # ours; undisclosed
+BETA = 2_000.0  # of DPO, as Diffusion-DPO's for SD 1.5  # ours; undisclosed
 MARGIN = 6.0  # alpha, in units of the reward; hardly reached, as in ImageReward's code  # ours; undisclosed
 
-# batch: pairs, or prompts and pre-training examples each.
+# batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {
   "nano": dict(
-    reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=3e-5, steps=400), tower="nano"
+    reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=3e-5, steps=400),
+    dpo=dict(batch=16, lr=5e-6, steps=1_000), tower="nano",
   ),
   "small": dict(
-    reward=dict(batch=256, lr=1e-4, steps=20_000), refl=dict(batch=64, lr=1e-5, steps=1_000), tower="small"
+    reward=dict(batch=256, lr=1e-4, steps=20_000), refl=dict(batch=64, lr=1e-5, steps=1_000),
+    dpo=dict(batch=128, lr=2e-6, steps=2_000), tower="small",
   ),
   "base": dict(
-    reward=dict(batch=512, lr=1e-4, steps=20_000), refl=dict(batch=128, lr=1e-5, steps=1_000), tower="small"
+    reward=dict(batch=512, lr=1e-4, steps=20_000), refl=dict(batch=128, lr=1e-5, steps=1_000),
+    dpo=dict(batch=512, lr=5e-6, steps=2_000), tower="small",
   ),
   "full": dict(
-    reward=dict(batch=1024, lr=1e-4, steps=20_000), refl=dict(batch=256, lr=1e-5, steps=1_000), tower="small"
+    reward=dict(batch=1024, lr=1e-4, steps=20_000), refl=dict(batch=256, lr=1e-5, steps=1_000),
+    dpo=dict(batch=2048, lr=1e-5, steps=2_000), tower="small",
   ),
 }  # fmt: skip
 
@@ -46,18 +55,19 @@ def get_config(arg=None):
     pretrain_weight=1.0,
     **{f"rm_{kind}": "none" for kind in (*KINDS, "guard")},
   )
-  if arg.mode not in ("reward", "refl"):
-    raise ValueError(f"mode={arg.mode}: expected reward or refl")
+  if arg.mode not in MODES:
+    raise ValueError(f"mode={arg.mode}: expected one of {', '.join(MODES)}")
   if arg.kind not in KINDS:
     raise ValueError(f"kind={arg.kind}: expected one of {', '.join(KINDS)}")
-  return reward_config(arg) if arg.mode == "reward" else refl_config(arg)
+  make = dict(reward=reward_config, refl=refl_config, dpo=dpo_config)
+  return make[arg.mode](arg)
 
 
 def reward_config(arg):
   """A reward model on pairs."""
   if arg.lora:
     raise ValueError(
-      "lora: a reward's encoders are frozen and its tower is small; expected mode=refl"
+      "lora: a reward's encoders are frozen and its tower is small; expected mode=refl or dpo"
     )
   size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
   preset = size["reward"]
@@ -67,12 +77,7 @@ def reward_config(arg):
   )
   config.frozen = dict(llm=arg.weights, byt5=arg.weights)
   config.init.path = ""
-  config.data.streams.val.sources = ((f"{arg.data}:heldout", 1.0),)
-  for stream in config.data.streams.values():
-    stream.features = ("id_B", "image_BRHWC", "llm_ids_BL", "byt5_ids_BG")
-    stream.batch_size = preset["batch"]
-    if arg.kind == "text":
-      stream.caption_kinds = ("textual",)
+  _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", "llm_ids_BL", "byt5_ids_BG"))
   config.optim.ema = dict(eval=(".*", 0.998 if arg.preset == "nano" else 0.9999))
   config.eval.evaluators = dict(
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8)
@@ -127,6 +132,29 @@ def refl_config(arg):
   config.optim.schedule = "constant"
   config.optim.ema = dict(eval=(".*", 0.99 if arg.preset == "nano" else 0.999))
   return _schedule(config, arg, preset)
+
+
+def dpo_config(arg):
+  """The DiT on pairs, held to what it starts from."""
+  config, preset = pretrain.make(arg, arg.data), PRESETS[arg.preset]["dpo"]
+  denoise = {key: value for key, value in config.stage.items() if key != "name"}
+  config.stage = dict(name="dpo", denoise=denoise, beta=BETA)
+  config.frozen.reference = f"{arg.init}/dit.safetensors"
+  config.init.path = ""  # the policy starts as the reference
+  features = config.data.streams.train.features
+  pairs = tuple(name.replace("_BHWC", "_BRHWC") for name in features)
+  _read_pairs(config, arg, preset, pairs)
+  config.optim.schedule = "constant"
+  config.optim.ema = dict(eval=(".*", 0.99 if arg.preset == "nano" else 0.999))
+  return _schedule(config, arg, preset)
+
+
+def _read_pairs(config, arg, preset, features):
+  config.data.streams.val.sources = ((f"{arg.data}:heldout", 1.0),)
+  for stream in config.data.streams.values():
+    stream.features, stream.batch_size = features, preset["batch"]
+    if arg.kind == "text":
+      stream.caption_kinds = ("textual",)
 
 
 def _schedule(config, arg, preset):

@@ -321,7 +321,9 @@ def main(argv: list[str]) -> int:
   cli.check_out("--out", values.out, folder=True)
   chunk = max(1, values.batch_size // values.num_images)
   batch = min(values.batch_size, chunk * values.num_images)
-  options = pipeline.Options(values.steps, values.guidance, values.solver, batch)
+  options = pipeline.Options(
+    num_steps=values.steps, guidance=values.guidance, solver=values.solver, batch_size=batch
+  )
   models = parse_models(values.model, options)
   renders = (candidates.TRUTH, candidates.DAMAGED)
   if unknown := [name for name in values.render if name not in renders]:

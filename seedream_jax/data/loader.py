@@ -22,7 +22,12 @@ from seedream_jax.data import buckets, reader, records, schedule, tokenizers
 from seedream_jax.data import index as index_lib
 
 _NAMED_CORRUPT = 20  # corrupt records a report names
-_NOUNS = {"image": "images", "latent": "latents", "images": "sets of images"}
+_NOUNS = {
+  "image": "images",
+  "latent": "latents",
+  "images": "sets of images",
+  "latents": "sets of latents",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,12 +322,13 @@ def _check_contents(
   for split in splits:
     for feature, content in reader.PICTURES.items():
       if feature in cfg.features and split.content != content:
-        hint = "; precompute latents with data_pipelines.encode" if content == "latent" else ""
+        precomputed = content.startswith("latent")
+        hint = "; precompute latents with data_pipelines.encode" if precomputed else ""
         raise types.UserError(
           f"data set {split.directory}: holds {_NOUNS[split.content]}, "
           f"but features names {feature}{hint}"
         )
-    if "latent_BHWC" in cfg.features:
+    if {"latent_BHWC", "latent_BRHWC"} & set(cfg.features):
       vaes[split.manifest().get("vae_sha256", "unknown")] = split.directory
       if cfg.area:
         raise types.UserError(f"data.area: {cfg.area}, but latents cannot be resized; expected 0")

@@ -24,6 +24,7 @@ FEATURES = (
   "image_BHWC",  # uint8
   "image_BRHWC",  # uint8, all pictures of a record, as many in each
   "latent_BHWC",  # float16, un-normalised VAE mean
+  "latent_BRHWC",  # float16, all of a record
   "size_B2",  # int32, height and width of the picture bucket in pixels
   "llm_ids_BL",  # int32
   "byt5_ids_BG",  # int32
@@ -32,12 +33,18 @@ FEATURES = (
   "label_BA",  # int32, looked up in the scene tree
   "tag_B",  # int32, 1 where the caption is textual: asks for rendered text
 )
-PICTURES = {"image_BHWC": "image", "latent_BHWC": "latent", "image_BRHWC": "images"}  # content
+PICTURES = {  # content
+  "image_BHWC": "image",
+  "image_BRHWC": "images",
+  "latent_BHWC": "latent",
+  "latent_BRHWC": "latents",
+}
 # What each feature reads of a record; the others come from the index.
 _READS = {
   "image_BHWC": ("image_png",),
   "image_BRHWC": ("images",),
   "latent_BHWC": ("latent", "latent_shape"),
+  "latent_BRHWC": ("latents", "latent_shape"),
   "llm_features_BLE": ("captions",),
   "label_BA": ("scene",),
 }
@@ -151,7 +158,9 @@ class Reader:
       pictures = [transforms.fit(transforms.decode(png), size) for png in record["images"]]
       out["image_BRHWC"] = np.stack(pictures)
     if "latent_BHWC" in self.features:
-      out["latent_BHWC"] = _latent(record, size)
+      out["latent_BHWC"] = _checked(records.decode_latent(record), size)
+    if "latent_BRHWC" in self.features:
+      out["latent_BRHWC"] = _checked(records.decode_latents(record), size)
     if "label_BA" in self.features:
       scene = json.loads(record["scene"] or b"{}")
       labels = [_label(scene, path, vocabulary) for path, vocabulary in self.labels]
@@ -207,12 +216,12 @@ class Reader:
     return out
 
 
-def _latent(record: dict[str, Any], size: buckets.Size) -> np.ndarray:
-  latent_HWC = records.decode_latent(record)
-  height, width = latent_HWC.shape[:2]
+def _checked(latent: np.ndarray, size: buckets.Size) -> np.ndarray:
+  """latent_HWC or latent_RHWC, whose sides must be as the bucket's."""
+  height, width = latent.shape[-3:-1]
   if size[0] * width != size[1] * height:
-    raise ValueError(f"latent of shape {latent_HWC.shape} in bucket {buckets.name(size)}")
-  return latent_HWC
+    raise ValueError(f"latent of shape {latent.shape} in bucket {buckets.name(size)}")
+  return latent
 
 
 def _label(scene: Any, path: str, vocabulary: Sequence[Any]) -> int:

@@ -3,8 +3,9 @@
 A data set is a folder of ArrayRecord shards with `dataset_info.json` and `features.json` beside
 them. A record holds one picture, as a PNG (`image`) or as a precomputed VAE mean (`latent`, float16
 bytes, with `latent_shape`), and the captions that describe it; or several encoded pictures of one
-prompt (`images`), as candidates or as a pair of which the first is preferred. `scene` is the scene
-tree as JSON, or "" where none is known. H W height, width in latent cells, C channels.
+prompt (`images`), or their latents of one shape (`latents`), as candidates or as a pair of which the
+first is preferred. `scene` is the scene tree as JSON, or "" where none is known. R pictures, H W
+height, width in latent cells, C channels.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from seedream_jax import types
 
 LANGS = ("zh", "en")
 KINDS = ("short", "long", "artistic", "textual", "surreal", "label")
-CONTENTS = ("image", "latent", "images")
+CONTENTS = ("image", "latent", "images", "latents")
 MANIFEST = "manifest.json"  # what a pipeline says of the data set it wrote: sources, seeds, hashes
 
 _SPLIT = re.compile(r"^(?P<path>.+):(?P<split>[A-Za-z_]\w*(\[[^\]]*\])?)$")
@@ -40,8 +41,8 @@ def features(
   """The TFDS schema.
 
   Args:
-    content: "image" (PNG), "latent" (float16 bytes of the un-normalised VAE mean, C order) or
-      "images" (several, each encoded as Pillow reads it).
+    content: "image" (PNG), "latent" (float16 bytes of the un-normalised VAE mean, C order),
+      "images" (several, each encoded as Pillow reads it) or "latents" (several, of one shape).
     text_features: whether captions carry LLM features (float16 bytes, one row per token).
     extra: further TFDS features a pipeline wants to keep; the loader ignores them.
   """
@@ -68,6 +69,9 @@ def features(
     schema["latent_shape"] = tfds.features.Tensor(shape=(3,), dtype=np.int32)
   elif content == "images":
     schema["images"] = tfds.features.Sequence(tfds.features.Text())
+  elif content == "latents":
+    schema["latents"] = tfds.features.Sequence(tfds.features.Text())
+    schema["latent_shape"] = tfds.features.Tensor(shape=(3,), dtype=np.int32)
   else:
     raise ValueError(f"content: {content!r}, expected one of {CONTENTS}")
   return tfds.features.FeaturesDict({**schema, **(extra or {})})
@@ -81,9 +85,23 @@ def encode_latent(latent_HWC: np.ndarray) -> dict[str, Any]:
   }
 
 
+def encode_latents(latent_RHWC: np.ndarray) -> dict[str, Any]:
+  """The record fields that hold several."""
+  return {
+    "latents": [latent_HWC.astype(np.float16).tobytes() for latent_HWC in latent_RHWC],
+    "latent_shape": np.asarray(latent_RHWC.shape[1:], np.int32),
+  }
+
+
 def decode_latent(record: Mapping[str, Any]) -> np.ndarray:
   """The float16 latent_HWC of a parsed record; ValueError when bytes and shape disagree."""
   return np.frombuffer(record["latent"], np.float16).reshape(tuple(record["latent_shape"]))
+
+
+def decode_latents(record: Mapping[str, Any]) -> np.ndarray:
+  """latent_RHWC, likewise."""
+  data = np.stack([np.frombuffer(latent, np.float16) for latent in record["latents"]])
+  return data.reshape(len(data), *record["latent_shape"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +239,7 @@ def open_split(spec: str) -> Split:
 
 def _check_schema(directory: str, found: Any) -> str:
   """Checks that `found` has every field of the schema; returns its content."""
-  content = next((name for name in ("latent", "images") if name in found), "image")
+  content = next((name for name in ("latent", "latents", "images") if name in found), "image")
   for key, want in features(content).items():
     if key not in found:
       raise types.UserError(

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from seedream_jax import types
-from seedream_jax.data import transforms
+from seedream_jax.data import reader, transforms
 from seedream_jax.engine import sharding, trees
 from seedream_jax.eval import report
 
@@ -197,7 +197,7 @@ class SampleGrid:
       name: of the picture.
       predict_fn: "sample": images in [-1, 1] from what `encode` returns and noise_BHWC; its stage
         has a `model` that encodes images.
-      stream: its pictures, image_BHWC or latent_BHWC, give the size.
+      stream: its pictures, pixels or latents, one a prompt or several, give the size.
       prompts: one picture each.
       encode: prompts to llm_ids_BL and byt5_ids_BG.
       columns: of the sheet.
@@ -228,8 +228,8 @@ class SampleGrid:
     data = dict(self._texts)
     if "size_B2" in first:
       data["size_B2"] = np.repeat(first["size_B2"][:1], count, axis=0)
-    picture = first["latent_BHWC" if "latent_BHWC" in first else "image_BHWC"]
-    like_BHWC = jax.ShapeDtypeStruct((count, *picture.shape[1:]), picture.dtype)
+    picture = next(x for name, x in first.items() if name in reader.PICTURES)
+    like_BHWC = jax.ShapeDtypeStruct((count, *picture.shape[-3:]), picture.dtype)
 
     def sample(params, frozen):
       latent = jax.eval_shape(stage.model.encode_image, {**frozen, **params}, like_BHWC)

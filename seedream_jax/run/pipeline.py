@@ -24,14 +24,15 @@ from seedream_jax.engine import checkpoint
 from seedream_jax.eval import evaluators
 from seedream_jax.flow import solvers
 from seedream_jax.run import open as open_lib
-from seedream_jax.stages import denoise, refl
+from seedream_jax.stages import denoise
 
 PARTS = ("dit", "vae", "llm", "byt5")
 MAX_SIDE = 4096
+_DRAWING = ("denoise", "refl", "dpo")  # stages whose DiT draws pictures
 _STATIC = ("num_steps", "solver", "guidance", "aesthetics", "negative")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How to sample; each field is a flag of the verbs."""
 
@@ -66,7 +67,13 @@ def define_flags() -> None:
 def options_of_flags() -> Options:
   """What `define_flags` defined, as given."""
   given = flags.FLAGS
-  return Options(given.steps, given.guidance, given.solver, given.aesthetics, given.negative)
+  return Options(
+    num_steps=given.steps,
+    guidance=given.guidance,
+    solver=given.solver,
+    aesthetics=given.aesthetics,
+    negative=given.negative,
+  )
 
 
 class Pipeline:
@@ -166,9 +173,9 @@ def open_pipeline(path: str, weights: str = "ema") -> Pipeline:
   """Opens a weights folder or a training workdir (its EMA, or "raw" parameters); UserError says what is missing."""
   config = open_lib.read_config(path)
   name = config.get("stage", {}).get("name")
-  if name not in ("denoise", "refl"):
+  if name not in _DRAWING:
     raise types.UserError(
-      f"--workdir {path}: its config is not of a stage that draws pictures, denoise or refl"
+      f"--workdir {path}: its config is not of a stage that draws pictures: {', '.join(_DRAWING)}"
     )
   if os.path.isdir(os.path.join(path, "checkpoints")):
     return _from_workdir(config, path, weights)
@@ -200,8 +207,8 @@ def _from_workdir(config: ml_collections.ConfigDict, workdir: str, weights: str)
 
 def _drawing_stage(config: ml_collections.ConfigDict) -> types.Stage:
   """Stage denoise of the config; that of a stage built on it sits inside."""
-  if config.stage.name == "refl":
-    config = refl.denoise_config(config)
+  if "denoise" in config.stage:
+    config = denoise.config_within(config)
   return open_lib.make_stage(config)
 
 

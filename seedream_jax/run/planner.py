@@ -112,6 +112,7 @@ def _stream(
     "image_BHWC": ((b, *picture), np.uint8),
     "image_BRHWC": ((b, 2, *picture), np.uint8),
     "latent_BHWC": ((b, *cells, vae_cfg.latent_channels), np.float16),
+    "latent_BRHWC": ((b, 2, *cells, vae_cfg.latent_channels), np.float16),
     "size_B2": ((b, 2), np.int32),
     "llm_ids_BL": ((b, length), np.int32),
     "byt5_ids_BG": ((b, stream.glyph_bytes), np.int32),

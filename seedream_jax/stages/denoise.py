@@ -10,7 +10,7 @@ its neighbours.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,30 @@ class DenoiseConfig:
       raise types.UserError("stage: the three drop rates must sum to at most 1")
 
 
+class Draw(NamedTuple):
+  """What a training step draws for each example; see `Denoise.draw`."""
+
+  t_B: jax.Array
+  eps_BHWC: jax.Array
+  drop_llm_B: jax.Array
+  drop_byt5_B: jax.Array
+  hide_labels_B: jax.Array
+
+
+def velocity_error(
+  dit: Any,
+  x0_BHWC: jax.Array,
+  eps_BHWC: jax.Array,
+  t_B: jax.Array,
+  cond: types.Cond,
+  size_B2: jax.Array | None,
+) -> jax.Array:
+  """error_B float32: each example's squared velocity error, the mean over its latent."""
+  v_BHWC = dit(path.interpolate(x0_BHWC, eps_BHWC, t_B), t_B, cond, size_B2=size_B2)
+  target_BHWC = path.velocity(x0_BHWC, eps_BHWC)
+  return jnp.mean(jnp.square(v_BHWC.astype(jnp.float32) - target_BHWC), axis=(1, 2, 3))
+
+
 class Denoise:
   """One player, the DiT; VAE and text encoders are frozen."""
 
@@ -99,18 +123,14 @@ class Denoise:
     """Sum over examples of the mean squared velocity error."""
     del ema, player, step
     data = batch["train"]
-    keys_B3 = timesteps.per_example(rng, data["id_B"], lambda key: jax.random.split(key, 3))
     x0_BHWC = self._latent(params, frozen, data)
-    t_B = jax.vmap(lambda key: self._sample_time(key, x0_BHWC))(keys_B3[:, 0])
-    eps_BHWC = jax.vmap(lambda key: jax.random.normal(key, x0_BHWC.shape[1:]))(keys_B3[:, 1])
-    drop_llm_B, drop_byt5_B = self._drops(jax.vmap(jax.random.uniform)(keys_B3[:, 2]))
+    draw = self.draw(rng, data["id_B"], x0_BHWC.shape[1:])
     labels = self._labels(data)
     if labels and self.cfg.drop_labels:
-      labels |= self._hide_tags(labels["tags_BA"], keys_B3[:, 2])
-    error_B = self._error(
-      params, frozen, data, x0_BHWC, eps_BHWC, t_B, labels, drop_llm_B, drop_byt5_B
-    )
-    quarter_B4 = jax.nn.one_hot(jnp.minimum(4 * t_B, 3).astype(jnp.int32), 4)
+      labels["tags_BA"] = jnp.where(draw.hide_labels_B[:, None], -1, labels["tags_BA"])
+    drops = draw.drop_llm_B, draw.drop_byt5_B
+    error_B = self._error(params, frozen, data, x0_BHWC, draw.eps_BHWC, draw.t_B, labels, *drops)
+    quarter_B4 = jax.nn.one_hot(jnp.minimum(4 * draw.t_B, 3).astype(jnp.int32), 4)
     sum_4, weight_4 = jnp.sum(error_B[:, None] * quarter_B4, axis=0), jnp.sum(quarter_B4, axis=0)
     total, weight = jnp.sum(error_B), jnp.float32(error_B.size)
     metrics = {f"loss_t{i}": (sum_4[i], weight_4[i]) for i in range(4)}
@@ -125,10 +145,19 @@ class Denoise:
     scale = timesteps.resolution_shift(h, w, self.cfg.shift_base) if self.cfg.shift_base else 1.0
     return self.cfg.shift * scale
 
-  def _sample_time(self, rng: jax.Array, like_BHWC: jax.Array) -> jax.Array:
-    cfg, (h, w) = self.cfg, like_BHWC.shape[1:3]
+  def draw(self, rng: jax.Array, id_B: jax.Array, shape: tuple[int, int, int]) -> Draw:
+    """Times, noise of a latent's shape (H, W, C), and which texts and labels to hide, keyed by each example's id."""
+    keys_B3 = timesteps.per_example(rng, id_B, lambda key: jax.random.split(key, 3))
+    t_B = jax.vmap(lambda key: self._sample_time(key, shape))(keys_B3[:, 0])
+    eps_BHWC = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B3[:, 1])
+    drops = self._drops(jax.vmap(jax.random.uniform)(keys_B3[:, 2]))
+    u_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys_B3[:, 2])
+    return Draw(t_B, eps_BHWC, *drops, u_B < self.cfg.drop_labels)
+
+  def _sample_time(self, rng: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    cfg = self.cfg
     return timesteps.sample(
-      rng, density=cfg.density, mean=cfg.mean, std=cfg.std, shift=self.shift(h, w)
+      rng, density=cfg.density, mean=cfg.mean, std=cfg.std, shift=self.shift(*shape[:2])
     )
 
   def _drops(self, u_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -149,20 +178,16 @@ class Denoise:
       data["byt5_ids_BG"],
       drop_llm_B=drop_llm_B,
       drop_byt5_B=drop_byt5_B,
-      cached=_cached(data),
+      cached=cached(data),
     )
 
   def _error(
     self, params, frozen, data, x0_BHWC, eps_BHWC, t_B, labels, drop_llm_B=None, drop_byt5_B=None
   ):
     """Mean squared velocity error of each example, float32."""
-    cond = self._cond(params, frozen, data, drop_llm_B, drop_byt5_B)
-    cond = cond.replace(**labels)
+    cond = self._cond(params, frozen, data, drop_llm_B, drop_byt5_B).replace(**labels)
     dit = self.model.parts["dit"].bind(params["dit"])
-    xt_BHWC = path.interpolate(x0_BHWC, eps_BHWC, t_B)
-    v_BHWC = dit(xt_BHWC, t_B, cond, size_B2=data.get("size_B2"))
-    target_BHWC = path.velocity(x0_BHWC, eps_BHWC)
-    return jnp.mean(jnp.square(v_BHWC.astype(jnp.float32) - target_BHWC), axis=(1, 2, 3))
+    return velocity_error(dit, x0_BHWC, eps_BHWC, t_B, cond, data.get("size_B2"))
 
   def _val_loss(self, params, frozen, batch, rng=None) -> tuple[jax.Array, jax.Array]:
     """(sum_8, weight_8) of the error at t = 0/8 .. 7/8; an example's t and noise follow its id."""
@@ -227,14 +252,14 @@ class Denoise:
     if negative not in NEGATIVES:
       raise types.UserError(f"negative={negative!r}: expected one of {', '.join(NEGATIVES)}")
     batch_size = len(data["llm_ids_BL"])
-    cond = self._cond(params, frozen, data).replace(**self._asked(batch_size, aesthetics))
+    cond = self._cond(params, frozen, data).replace(**self.asked(batch_size, aesthetics))
     drop_B = jnp.full((batch_size,), negative != "generated")
     uncond = self._cond(params, frozen, data, drop_B, drop_B)
-    return cond, uncond.replace(**self._asked(batch_size, aesthetics, negative))
+    return cond, uncond.replace(**self.asked(batch_size, aesthetics, negative))
 
   def check_asked(self, aesthetics: float, negative: str) -> None:
     """UserError where the DiT lacks the labels or the condition that sampling would need."""
-    self._asked(1, aesthetics, negative)
+    self.asked(1, aesthetics, negative)
 
   def velocity(self, params, data) -> Callable[..., jax.Array]:
     """fn(x_BHWC, t_B, cond) -> v_BHWC; guidance may stack several branches on the batch."""
@@ -270,11 +295,9 @@ class Denoise:
       out["origin_B"] = data["label_BA"][:, num]
     return out
 
-  def _hide_tags(self, tags_BA: jax.Array, keys_B: jax.Array) -> dict[str, jax.Array]:
-    u_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys_B)
-    return {"tags_BA": jnp.where((u_B < self.cfg.drop_labels)[:, None], -1, tags_BA)}
-
-  def _asked(self, batch_size: int, aesthetics: float, negative: str = "") -> dict[str, jax.Array]:
+  def asked(
+    self, batch_size: int, aesthetics: float = 1.0, negative: str = ""
+  ) -> dict[str, jax.Array]:
     """Fields of Cond for sampling: every label positive and a real picture; or what to lead away from."""
     out, generated = {}, negative.endswith("generated")
     if self.cfg.labels:
@@ -302,7 +325,7 @@ class Denoise:
     )
 
 
-def _cached(data) -> tuple[jax.Array, jax.Array] | None:
+def cached(data) -> tuple[jax.Array, jax.Array] | None:
   """The LLM's features of this batch and of the empty prompt, where they were precomputed."""
   if "llm_features_BLE" not in data:
     return None
@@ -326,6 +349,14 @@ def make(config: ConfigDict, trained: tuple[str, ...] = Denoise.players) -> Deno
   if dit.labels or "origin" in dit.conds:
     _check_labels(config)
   return Denoise(cfg, model, config.get("data", {}).get("tokenizer", ""))
+
+
+def config_within(config: ConfigDict) -> ConfigDict:
+  """The same experiment as this stage sees it, of a stage built on it: what sampling from its model needs."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.stage = dict(name="denoise", **config.stage.denoise.to_dict())
+  return config
 
 
 def _check_labels(config: ConfigDict) -> None:

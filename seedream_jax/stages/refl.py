@@ -232,13 +232,5 @@ def make(config: ConfigDict) -> Refl:
       raise types.UserError(
         f"stage.{name}: refl has no such field; it has {', '.join(known)}, denoise"
       )
-  base = denoise.make(denoise_config(config), trained=("dit", "llm"))
+  base = denoise.make(denoise.config_within(config), trained=("dit", "llm"))
   return Refl(ReflConfig(**stage), base.model, base, config.model.rewards)
-
-
-def denoise_config(config: ConfigDict) -> ConfigDict:
-  """The same experiment as stage denoise sees it: what sampling from the tuned model needs."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.stage = dict(name="denoise", **config.stage.denoise.to_dict())
-  return config

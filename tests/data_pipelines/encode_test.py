@@ -138,6 +138,24 @@ class EncodeTest(parameterized.TestCase):
     self.assertEqual({r["bucket"].decode() for r in got}, {"48x80", "80x48", "64x64"})
     self.assertEqual(got[0]["latent_shape"].tolist(), [6, 10, 4])
 
+  def test_pairs_reach_the_loader_the_preferred_first(self):
+    pairs = datasets.write(f"{self.dir}/pairs", 9, content="images", broken=(5,))
+    self.encode(plan_of(pairs))
+    self.assertEqual(records.open_split(self.out).manifest()["splits"]["train"]["num_dropped"], 1)
+    sources = lambda path: dict(sources=((path, 1.0),), batch_size=2)  # noqa: E731
+    features = ("id_B", "latent_BRHWC", "size_B2")
+    got = loader.Loader(dict(features=features, **sources(self.out)), None)
+    want = {row["id"]: row for row in records.iterate(records.open_split(pairs), "id", "images")}
+    for k in range(3):
+      batch = got.batch(k)
+      size = tuple(batch["size_B2"][0])
+      for i, latent_RHWC in zip(batch["id_B"], batch["latent_BRHWC"]):
+        images = [transforms.fit(transforms.decode(x), size) for x in want[i]["images"]]
+        mean_RHWC = fake_vae(np.stack(images))[..., :3]
+        np.testing.assert_array_equal(latent_RHWC[..., :3], mean_RHWC.astype(np.float16))
+    with self.assertRaisesRegex(types.UserError, "holds sets of latents, but .* latent_BHWC"):
+      loader.Loader(dict(features=("latent_BHWC",), **sources(self.out)), None)
+
   def test_values_beyond_float16_are_refused(self):
     with self.assertRaisesRegex(types.UserError, "record 0: .* float16 cannot hold"):
       encode.encode(plan_of(self.data), self.out, lambda x: fake_vae(x) * 1e9, batch_size=1)

@@ -90,6 +90,9 @@ class PlannerTest(parameterized.TestCase):
     self.assertEqual(found["train"]["image_BRHWC"].shape, (64, 2, 64, 64, 3))
     with self.assertRaisesRegex(types.UserError, "--size: not given, and stage reward"):
       planner.default_size(pairs)
+    pairs = rlhf.get_config("nano,mode=dpo,content=latent")
+    found = planner.batch_of(pairs, open_lib.make_stage(pairs), (64, 64))
+    self.assertEqual(found["train"]["latent_BRHWC"].shape, (16, 2, 8, 8, 16))
     labelled = ct.get_config("nano,content=latent")
     found = planner.batch_of(labelled, open_lib.make_stage(labelled), (64, 64))
     self.assertEqual(found["train"]["label_BA"].shape, (16, 4))
