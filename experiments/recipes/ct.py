@@ -3,7 +3,7 @@ r"""Does VMix do what it is for? Continued training with its labels, without the
   python -m seedream_jax.recipe --config experiments/recipes/ct.py --workdir out/ct
 
 All arms go on from weights/nano for the same steps over the same pictures: half of them picked from a world where an
-aesthetic axis is positive in 3 of 5 pictures, half from one where it is in 9 of 10. They are judged on `hard`: the arm
+aesthetic axis is positive in 2 of 5 pictures, half from one where it is in 9 of 10. They are judged on `hard`: the arm
 with labels at strengths 0, 0.5, 1 and (one picture a prompt) 1.5, the arm with words with the words of all four axes
 after each prompt. `ct.py:smoke` makes one seed and one picture a prompt.
 """
@@ -14,8 +14,8 @@ from experiments.common import step
 
 W = "{workdir}"
 POSTERS = "data_pipelines.posters --world nano --size 64x64"
-SETS = (("auto", 24_000, 0.6, 11), ("hand", 8_000, 0.9, 12))  # name, records, positive share, seed
-STEPS = 1_000  # of 16 pictures
+SETS = (("auto", 24_000, 0.4, 11), ("hand", 8_000, 0.9, 12))  # name, records, positive share, seed
+STEPS = 1_500  # of 16 pictures
 STRENGTHS = ("0", "0.5", "1")
 TOO_STRONG = "1.5"  # reported from one picture a prompt
 
