@@ -167,8 +167,9 @@ class VMix(nnx.Module):
   """Aesthetic labels as one more value of every text token (VMix, arXiv:2412.20800, Sec. 3).
 
   Each label's negative or positive embedding is picked; a linear map over the token axis spreads the A of them over the
-  text tokens, as many as there are keys; LayerNorm; a zero-initialised linear map. Blocks project what comes out
-  and let the image read it through the attention it already pays to the text.
+  text tokens, as many as there are keys; LayerNorm; a linear map. Blocks project what comes out, from zero at the
+  start, and let the image read it through the attention it already pays to the text. VMix has the zero in the shared
+  map; in the blocks' own it is learned faster, for every block sees its own gradient.  # ours
 
   `labels` is not trained: it holds a text encoder's features of the label words, written once (stages/denoise.py).
   The last G rows of the map are the bytes' slots, as in the DiT's table of positions.

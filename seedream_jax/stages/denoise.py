@@ -274,17 +274,17 @@ class Denoise:
     return fn
 
   def _label_features(self, llm_params: types.Params) -> jax.Array:
-    """[A, 2, E] float32: mean feature of each label's negative and positive words; X = 2 A of them."""
+    """[A, 2, E] float32: mean feature of each label's negative and positive words, X = 2 A of them, less their mean."""
     tokenizer, cfg = tokenizers.open_tokenizer(self._tokenizer), self.model.configs["llm"]
     ids = [tokenizer.encode(words) for pair in self.cfg.labels for words in reversed(pair)]
     length = max(map(len, ids))
     ids_XL = jnp.asarray(np.stack([tokenizer.pad(row, length) for row in ids]))
     mask_XL = llm.text_mask(cfg, ids_XL)
     features_XLE = self.model.parts["llm"].bind(llm_params)(ids_XL, mask_XL)
-    mean_XE = llm.pooled(features_XLE, mask_XL)[
-      :, : cfg.width
-    ]  # the last token's feature stands beside it
-    return mean_XE.reshape(len(self.cfg.labels), 2, -1)
+    # The last token's feature stands beside the mean. What all words have in common says nothing, and would drown what
+    # tells them apart.  # ours; undisclosed
+    mean_XE = llm.pooled(features_XLE, mask_XL)[:, : cfg.width]
+    return (mean_XE - jnp.mean(mean_XE, axis=0, keepdims=True)).reshape(len(self.cfg.labels), 2, -1)
 
   def _labels(self, data) -> dict[str, jax.Array]:
     """What label_BA says, as fields of Cond: a column an aesthetic label, then the origin."""

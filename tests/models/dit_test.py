@@ -168,15 +168,13 @@ class DiTTest(parameterized.TestCase):
   def test_labels_change_nothing_until_trained_bit_for_bit(self):
     part = _part(labels=3)
     fresh, drawn = part.init(jax.random.key(1)), _random(part)
-    blocks = {
-      "layers": {**self.params["blocks"]["layers"], "vmix_v": drawn["blocks"]["layers"]["vmix_v"]}
-    }
-    params = {
-      **self.params,
-      "blocks": blocks,
-      "last": {**self.params["last"], "vmix_v": drawn["last"]["vmix_v"]},
-      "vmix": {**drawn["vmix"], "proj": fresh["vmix"]["proj"]},
-    }
+
+    def with_values(of):
+      layers = {**self.params["blocks"]["layers"], "vmix_v": of["blocks"]["layers"]["vmix_v"]}
+      last = {**self.params["last"], "vmix_v": of["last"]["vmix_v"]}
+      return {**self.params, "blocks": {"layers": layers}, "last": last, "vmix": drawn["vmix"]}
+
+    params = with_values(fresh)
     tags_BA = jnp.array([[1, 0, 1], [0, 1, -1]])
 
     @functools.partial(jax.jit, static_argnames="taps")
@@ -190,7 +188,7 @@ class DiTTest(parameterized.TestCase):
 
     old = self.apply(self.params, *_inputs())
     np.testing.assert_array_equal(apply(params, tags_BA), old)
-    params["vmix"] = drawn["vmix"]
+    params = with_values(drawn)
     v = apply(params, tags_BA)
     for other in (old, apply(params, 1 - tags_BA)):
       self.assertGreater(float(jnp.abs(v - other).max()), 1e-2)

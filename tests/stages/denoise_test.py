@@ -308,10 +308,10 @@ class LabelsTest(absltest.TestCase):
     self.assertEqual(made.shape, (2, 2, 12))
     tokenizer = tokenizers.LLMTokenizer(TOKENIZER)
     llm = self.stage.model.parts["llm"].bind(self.frozen["llm"])
-    for i, pair in enumerate(self.LABELS):
-      for row, words in zip(made[i], reversed(pair)):  # row 0 is the negative one
-        alone = llm(jnp.asarray([tokenizer.encode(words)]))[0]
-        np.testing.assert_allclose(row, np.mean(alone, axis=0), atol=1e-5)
+    words = [words for pair in self.LABELS for words in reversed(pair)]  # the negative ones first
+    alone = [np.mean(llm(jnp.asarray([tokenizer.encode(w)]))[0], axis=0) for w in words]
+    want = np.asarray(alone) - np.mean(alone, axis=0)
+    np.testing.assert_allclose(made.reshape(4, -1), want, atol=1e-5)
 
   def test_sampling_asks_for_all_labels_and_reality(self):
     fn = self.stage.predict_fns()["latents"]
@@ -322,6 +322,11 @@ class LabelsTest(absltest.TestCase):
     self.assertGreater(float(jnp.abs(draw(aesthetics=0.0) - plain).max()), 1e-4)
     for negative in ("generated", "empty_generated"):
       self.assertGreater(float(jnp.abs(draw(negative=negative) - plain).max()), 1e-4)
+    yes, no = self.stage.conditions(self.params, self.frozen, _batch(), 0.5, "empty")
+    np.testing.assert_array_equal(yes.tags_BA, np.ones_like(yes.tags_BA))
+    np.testing.assert_array_equal(no.tags_BA, -np.ones_like(yes.tags_BA))  # raised by guidance too
+    _, no = self.stage.conditions(self.params, self.frozen, _batch(), 0.5, "generated")
+    np.testing.assert_array_equal(no.tags_BA, yes.tags_BA)
     same = draw(negative="generated", guidance=1.0)  # without guidance there is no negative branch
     np.testing.assert_array_equal(same, draw(guidance=1.0))
 
