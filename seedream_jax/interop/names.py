@@ -106,17 +106,22 @@ def read_leaf(
   found: Sequence[Entry],
   read: Callable[[str, tuple[slice, ...]], np.ndarray],
   index: tuple[slice, ...],
+  dtype: Any,
 ) -> np.ndarray:
-  """A part of one leaf of ours from the tensors that make it.
+  """A part of one leaf of ours from the tensors that make it, beside which it holds one of them.
 
   Args:
     found: the entries of the leaf, in the order of layers.
     read: fn(their name, part of theirs) -> array.
     index: the part wanted of ours.
+    dtype: what it is cast to.
   """
   if found[0].layer is None:
-    return found[0].read(read, index)
-  return np.stack([entry.read(read, index[1:]) for entry in found[index[0]]])
+    return found[0].read(read, index).astype(dtype, copy=False)
+  out = np.empty([len(range(s.start, s.stop)) for s in index], dtype)
+  for row, entry in zip(out, found[index[0]], strict=True):
+    row[...] = entry.read(read, index[1:])
+  return out
 
 
 def by_leaf(found: Sequence[Entry]) -> Mapping[str, list[Entry]]:
