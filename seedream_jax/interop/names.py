@@ -247,10 +247,11 @@ CHINESE_CLIP: Table = (
   (r"text_model/norm/bias", "text_model.embeddings.LayerNorm.bias", SAME),
 )
 
-# transformers' Dinov2Model.
+# transformers' Dinov2Model, and Dinov2WithRegistersModel.
 DINOV2: Table = (
   (r"class_embedding", "embeddings.cls_token", LEAD_2),
   (r"position_embedding", "embeddings.position_embeddings", LEAD_1),
+  (r"register_tokens", "embeddings.register_tokens", LEAD_1),
   (r"patch_embedding/kernel", "embeddings.patch_embeddings.projection.weight", CONV),
   (r"patch_embedding/bias", "embeddings.patch_embeddings.projection.bias", SAME),
   (r"post_norm/scale", "layernorm.weight", SAME),
