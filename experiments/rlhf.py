@@ -5,7 +5,12 @@ r"""Preferences to a better model: reward models, then reward feedback learning 
     rm_alignment=RM1/weights,rm_aesthetic=RM2/weights,rm_text=RM3/weights --workdir /tmp/refl
 
 Mode reward trains one reward model on preference pairs (data_pipelines.preferences): kind=alignment, aesthetic or text
-(pairs whose prompt quotes text). Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
+(pairs whose prompt quotes text); tower=FOLDER starts it from a published CLIP or Chinese-CLIP, both towers and its own
+tokenizer, instead of a small tower on the model's own text encoders:
+
+  python -m data_pipelines.convert --part tower=chinese-clip --out out/clip
+
+Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
 data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
 lora=RANK tunes adapters of both alone.
 """
@@ -14,7 +19,12 @@ from experiments import common, pretrain
 
 KINDS = ("alignment", "aesthetic", "text")
 WEIGHTS = dict(alignment=1.0, aesthetic=0.5, text=1.0)  # of the hinges  # ours; undisclosed
+# Published towers give rewards of 20 to 40 before any training: the bound of their temperature never stops the hinge.
+TOWER_MARGIN = 100.0
 MARGIN = 6.0  # alpha, in units of the reward; hardly reached, as in ImageReward's code  # ours; undisclosed
+
+# Of published towers, whose features a larger step forgets: PickScore's (arXiv 2305.01569, Sec. 3).
+_TOWER_LR = 3e-6
 
 # batch: pairs, or prompts and pre-training examples each.
 PRESETS = {
@@ -38,6 +48,7 @@ def get_config(arg=None):
     arg,
     mode="refl",
     kind="alignment",
+    tower="none",
     data="out/posters",
     prompts="out/refl",
     init="weights/nano",
@@ -61,15 +72,24 @@ def reward_config(arg):
   size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
   preset = size["reward"]
   config.stage = dict(name="reward", pair_weight=0.1)
-  config.model = dict(
-    llm=config.model.llm, byt5=config.model.byt5, tower=dict(variant=size["tower"])
-  )
-  config.frozen = dict(llm=arg.weights, byt5=arg.weights)
-  config.init.path = ""
+  published = arg.tower != "none"
+  if published:
+    tower = dict(common.sizes(arg.tower, "tower"), dtype=_dtype(arg), remat=_remat(arg))
+    config.model, config.frozen, config.data.tokenizer = dict(tower=tower), {}, ""
+    texts = ("tower_ids_BL",)
+  else:
+    tower = dict(variant=size["tower"])
+    config.model = dict(llm=config.model.llm, byt5=config.model.byt5, tower=tower)
+    config.frozen = dict(llm=config.frozen.llm, byt5=config.frozen.byt5)
+    texts = ("llm_ids_BL", "byt5_ids_BG")
+  config.init.path = arg.tower if published else ""
   config.data.streams.val.sources = ((f"{arg.data}:heldout", 1.0),)
   for stream in config.data.streams.values():
-    stream.features = ("id_B", "image_BRHWC", "llm_ids_BL", "byt5_ids_BG")
+    stream.features = ("id_B", "image_BRHWC", *texts)
     stream.batch_size = preset["batch"]
+    if published:
+      stream.tower_tokenizer = f"{arg.tower}/tower_tokenizer"
+      stream.tower_tokens = min(64, tower["text"]["length"])
     if arg.kind == "text":
       stream.caption_kinds = ("textual",)
   config.optim.ema = dict(eval=(".*", 0.998 if arg.preset == "nano" else 0.9999))
@@ -77,28 +97,37 @@ def reward_config(arg):
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8)
   )
   config.train.export_dtype = "float32"
-  return _schedule(config, arg, preset)
+  return _schedule(config, arg, dict(preset, lr=_TOWER_LR) if published else preset)
 
 
 def refl_config(arg):
   """DiT and LLM on the rewards given."""
   size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
   preset, given = size["refl"], [k for k in KINDS if arg[f"rm_{k}"] != "none"] or list(KINDS)
+  runs = {
+    kind: common.config_in(arg[f"rm_{kind}"]) for kind in given if arg[f"rm_{kind}"] != "none"
+  }
+  towers = {
+    kind: runs[kind]["model"]["tower"] if kind in runs else dict(variant=size["tower"])
+    for kind in given
+  }
+  margins = {kind: TOWER_MARGIN if "vision" in tower else MARGIN for kind, tower in towers.items()}
   denoise = {key: value for key, value in config.stage.items() if key != "name"}
   config.stage = dict(
     name="refl",
     denoise=denoise,
     rewards={
-      kind: dict(weight=WEIGHTS[kind], margin=MARGIN, text_only=kind == "text") for kind in given
+      kind: dict(weight=WEIGHTS[kind], margin=margins[kind], text_only=kind == "text")
+      for kind in given
     },
     reward_weight=arg.reward_weight,
     pretrain_weight=arg.pretrain_weight,
   )
-  config.model.rewards = dict(all=dict(variant=size["tower"]))
+  config.model.rewards = towers
   config.frozen = dict(
-    vae=arg.weights,
-    byt5=arg.weights,
-    reward_llm=f"{arg.weights}/llm.safetensors",
+    vae=config.frozen.vae,
+    byt5=config.frozen.byt5,
+    reward_llm=f"{config.frozen.llm}/llm.safetensors",
     **{f"reward_{kind}": f"{arg['rm_' + kind]}/tower.safetensors" for kind in given},
   )
   streams = config.data.streams
@@ -106,7 +135,10 @@ def refl_config(arg):
   # Two streams of n buckets each would be n^2 programs: one bucket, the largest that captions fill.
   buckets = (64,) if arg.preset == "nano" else streams.train.text_buckets[-1:]
   streams.train.text_buckets = streams.val.text_buckets = buckets
-  streams.prompts = streams.train.to_dict() | dict(sources=((f"{arg.prompts}:refl", 1.0),))
+  prompts = streams.train.to_dict() | dict(sources=((f"{arg.prompts}:refl", 1.0),))
+  if texts := _tower_texts(runs):
+    prompts |= dict(texts, features=(*prompts["features"], "tower_ids_BL"))
+  streams.prompts = prompts
   streams.drawn = streams.prompts.to_dict() | dict(seed=1)
   config.data.eval_streams = ("val", "drawn")
   config.eval.evaluators.rewards = dict(
@@ -119,6 +151,26 @@ def refl_config(arg):
   config.optim.schedule = "constant"
   config.optim.ema = dict(eval=(".*", 0.99 if arg.preset == "nano" else 0.999))
   return _schedule(config, arg, preset)
+
+
+def _tower_texts(runs):
+  """How the prompts are read for rewards that started from a published model; {} where none did."""
+  keys = ("tower_tokenizer", "tower_tokens")
+  streams = {kind: run["data"]["streams"]["train"] for kind, run in runs.items()}
+  found = {kind: {k: s[k] for k in keys} for kind, s in streams.items() if keys[0] in s}
+  texts = next(iter(found.values()), {})
+  for kind, other in found.items():
+    if other != texts:
+      raise ValueError(f"rm_{kind}: reads {other}, another reward {texts}; expected one tokenizer")
+  return texts
+
+
+def _dtype(arg):
+  return pretrain.PRESETS[arg.preset]["dtype"]
+
+
+def _remat(arg):
+  return "none" if arg.preset == "nano" else "full"
 
 
 def _schedule(config, arg, preset):

@@ -11,10 +11,11 @@ Dims: B pairs, R = 2 (preferred, rejected).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
@@ -66,20 +67,34 @@ def summarize(
   return out
 
 
+def reading(config: ml_collections.ConfigDict) -> Callable[[str], dict[str, np.ndarray]]:
+  """fn(prompt) -> one example's text features, as the reward's own run read them."""
+  stream = config.data.streams.train
+  if "tower_ids_BL" in stream.features:  # it started from a published model
+    own = tokenizers.open_tokenizer(stream.tower_tokenizer)
+    length = stream.tower_tokens
+    return lambda text: {"tower_ids_BL": own.pad(own.encode(text), length, cut=True)}
+  tokenizer, length = open_lib.open_tokenizer(config), max(stream.text_buckets)
+
+  def fn(text: str) -> dict[str, np.ndarray]:
+    ids, glyphs_BG = tokenizers.encode_prompts(tokenizer, [text], length, stream.glyph_bytes)
+    return {"llm_ids_BL": tokenizer.pad(ids[0], length), "byt5_ids_BG": glyphs_BG[0]}
+
+  return fn
+
+
 def read(
-  split: records.Split, tokenizer: tokenizers.Tokenizer, length: int, glyph_bytes: int
+  split: records.Split, encode: Callable[[str], dict[str, np.ndarray]]
 ) -> Iterator[dict[str, Any]]:
-  """Every pair: image_RHWC, llm_ids_L, byt5_ids_G, lang, prompt, about."""
+  """Every pair: features (one example of what `scores` takes), lang, prompt, about."""
   source = split.source()
   parse = split.parser(*_KEYS, extra={"about": tfds.features.Text()})
   for row in range(len(split)):
     got = parse(source[row])
     text, lang = (got["captions"][key][0].decode() for key in ("text", "lang"))
-    ids, glyphs_BG = tokenizers.encode_prompts(tokenizer, [text], length, glyph_bytes)
+    pair = np.stack([transforms.decode(encoded) for encoded in got["images"]])
     yield {
-      "image_RHWC": np.stack([transforms.decode(encoded) for encoded in got["images"]]),
-      "llm_ids_L": tokenizer.pad(ids[0], length),
-      "byt5_ids_G": glyphs_BG[0],
+      "features": {"image_BRHWC": pair, **encode(text)},
       "lang": lang,
       "prompt": text,
       "about": json.loads(got["about"]),
@@ -99,18 +114,15 @@ def score(workdir: str, spec: str, dimension: str, batch_size: int = 64) -> dict
   if restored is None:
     raise types.UserError(f"--reward {workdir}: no whole checkpoint there yet")
   params, fn = evaluators.eval_params(restored[0]), jax.jit(exp.stage.predict_fns()["scores"])
-  stream, tokenizer = config.data.streams.train, open_lib.open_tokenizer(config)
   rows, right, chunk = [], [], []
-  found = read(split, tokenizer, max(stream.text_buckets), stream.glyph_bytes)
+  found = read(split, reading(config))
   for at, row in enumerate(tqdm.tqdm(found, total=len(split), unit="pair", desc="score")):
     rows.append({key: row[key] for key in ("lang", "prompt", "about")})
     chunk.append(row)
     if len(chunk) == batch_size or at + 1 == len(split):
       padded = chunk + chunk[-1:] * (batch_size - len(chunk))  # one program for every batch
       batch = {
-        "image_BRHWC": np.stack([r["image_RHWC"] for r in padded]),
-        "llm_ids_BL": np.stack([r["llm_ids_L"] for r in padded]),
-        "byt5_ids_BG": np.stack([r["byt5_ids_G"] for r in padded]),
+        name: np.stack([r["features"][name] for r in padded]) for name in padded[0]["features"]
       }
       score_BR = np.asarray(fn(params, exp.frozen, {"train": batch}))[: len(chunk)]
       right.extend(score_BR[:, 0] > score_BR[:, 1])  # a tie is wrong

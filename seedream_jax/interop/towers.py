@@ -47,12 +47,16 @@ def chinese_clip_config(folder: str, **overrides: Any) -> two_tower.TwoTowerConf
   c.choice("model_type", "", ("chinese_clip",))
   text = _side(c, "text")
   text.expect("position_embedding_type", ("absolute",))
+  pad = text.raw.get("pad_token_id", 0)
+  if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+    raise text.error("pad_token_id", "a token's id")
   tower = two_tower.BertConfig(
     **{
       **_sizes(text, width=768, mlp=3072, heads=12),
       "vocab_size": text.number("vocab_size", 30522),
       "length": text.number("max_position_embeddings", 512),
       "segments": text.number("type_vocab_size", 2),
+      "pad_id": pad,
       "activation": text.choice("hidden_act", "gelu", tuple(vit.ACTIVATIONS)),
       "norm_eps": text.number("layer_norm_eps", 1e-12, float),
       **overrides,

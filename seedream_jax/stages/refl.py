@@ -13,6 +13,7 @@ Dims: B batch, H W C latent, M solver steps, E pooled text features.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +70,8 @@ class ReflConfig:
 class Refl:
   """One player, DiT and LLM together; VAE, ByT5 and the reward models are frozen.
 
-  Streams: `prompts` (id_B, llm_ids_BL, byt5_ids_BG, size_B2, and a latent or picture, of which only the shape is used)
-  and `train`, as stage denoise reads it.
+  Streams: `prompts` (id_B, llm_ids_BL, byt5_ids_BG, size_B2, tower_ids_BL for rewards that started from a published
+  model, and a latent or picture, of which only the shape is used) and `train`, as stage denoise reads it.
   """
 
   players = (POLICY,)
@@ -182,11 +183,12 @@ class Refl:
   def _scores(self, frozen, data, image_BHWC) -> dict[str, jax.Array]:
     """{reward: r_B}."""
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
-    text_BE = reward.text_features(self.model, encoders, data)
-    return {
-      name: reward.score(part.bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE)
-      for name, part in self._towers.items()
-    }
+    features = functools.cache(lambda: reward.text_features(self.model, encoders, data))
+    out = {}
+    for name, part in self._towers.items():
+      tower = part.bind(frozen[_REWARD.format(name)])
+      out[name] = reward.score(tower, image_BHWC, reward.texts(tower, data, features))
+    return out
 
   def _rewards(self, policy, frozen, batch, rng) -> dict[str, tuple[jax.Array, jax.Array]]:
     data = batch["train"]

@@ -89,7 +89,7 @@ class ReflTest(absltest.TestCase):
       text_BE = reward.text_features(model, encoders, row)
       for name, fields in REWARDS.items():
         tower = self.stage.parts()[f"reward_{name}"].bind(frozen[f"reward_{name}"])
-        r = float(reward.score(tower, image, text_BE)[0])
+        r = float(reward.score(tower, image, tower.text(text_BE))[0])
         if not fields["text_only"] or b != 0:  # example 0 quotes nothing
           total += 0.1 * fields["weight"] * max(0.0, fields["margin"] - r)
     got = self.loss(self.alone)
