@@ -391,12 +391,9 @@ class _Model:
 
 def _variant_of(folder: str, part: str) -> dict[str, Any]:
   """The part's model fields in the `config.json` beside the weights; {} where there is none."""
-  path = pathlib.Path(folder, "config.json")
-  try:
-    config = json.loads(path.read_text()) if path.exists() else {}
-  except ValueError as e:
-    raise types.UserError(f"{path}: not JSON ({e})") from e
-  return dict(config.get("model", {}).get(part, {}))
+  if not os.path.exists(os.path.join(folder, "config.json")):
+    return {}
+  return dict(open_lib.read_config(folder).to_dict().get("model", {}).get(part, {}))
 
 
 def empty_features(encode_texts: Encode, eos_id: int) -> list[float]:

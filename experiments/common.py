@@ -1,6 +1,8 @@
 """What every experiment starts from: the fixed groups, the argument parser, the sharding rules."""
 
 import difflib
+import json
+import os
 
 from ml_collections import config_dict
 
@@ -57,6 +59,37 @@ def adapt(config, part: str, rank: int):
   config.model[part].lora = dict(rank=rank, alpha=float(rank), targets=LORA_TARGETS[part])
   config.optim.players[part] = dict(trainable=((_LORA_LEAVES, True), (".*", False)))
   config.init.allow_missing = (_LORA_LEAVES,)
+
+
+def config_in(folder: str):
+  """The config.json of a weights folder (data_pipelines.convert, .pack, or a run's own), lists as tuples."""
+  try:
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+      return _tuples(json.load(f))
+  except (OSError, ValueError) as e:
+    raise ValueError(
+      f"{folder}: no readable config.json there, expected a weights folder ({e})"
+    ) from e
+
+
+def sizes(folder: str, part: str):
+  """What a weights folder's config says of one of its models."""
+  model = config_in(folder).get("model", {})
+  if part not in model:
+    raise ValueError(f"{folder}: holds no {part}; it holds {', '.join(sorted(model)) or 'nothing'}")
+  return model[part]
+
+
+def tokenizer(folder: str) -> str:
+  """A published model brings a tokenizer.json, one trained here a SentencePiece model."""
+  path = os.path.join(folder, "tokenizer.json")
+  return path if os.path.exists(path) else os.path.join(folder, "tokenizer.model")
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {key: _tuples(x) for key, x in value.items()}
+  return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
 
 
 def step(name: str, command: str, gates=()):

@@ -4,6 +4,7 @@ r"""Pretraining: captions -> LLM + glyph ByT5 -> MMDiT -> latents, rectified flo
 
 Presets: nano (2 CPU cores), small (one 80 GB GPU), base (v5e-16 or 8 GPUs), full (v5e-256, v5p-64, v6e-256).
 Options: data=FOLDER (of `data_pipelines.posters` or `.encode`), weights=FOLDER (vae, llm, byt5, tokenizer),
+llm=, byt5=, vae=FOLDER (that part of another folder, of the sizes its config.json says: `data_pipelines.convert`),
 init=FOLDER (a dit to go on from; none = from nothing), content=image|latent, text=ids|features (precomputed),
 rope=area|corner, lora=RANK (adapters on `init` instead of all of the dit; 0 = none).
 Measured costs and results stand in docs/evidence.md; small, base and full are not yet run.
@@ -31,6 +32,8 @@ PRESETS = {
   ),
 }  # fmt: skip
 
+_FROZEN = ("vae", "llm", "byt5")
+
 # Drawn as training goes, always from the same noise: WORKDIR/images/samples and TensorBoard.
 PROMPTS = (
   "写着“福”的海报，有一个红灯笼",
@@ -47,6 +50,7 @@ PROMPTS = (
 def parse(arg, **more):
   """The experiment's options, with those that one built on this experiment adds."""
   defaults = dict(weights="weights/nano", content="image", text="ids", rope="area", lora=0, steps=0)
+  defaults |= dict.fromkeys(_FROZEN, "")
   return common.parse_arg(arg, presets=tuple(PRESETS), **defaults, **more)
 
 
@@ -67,11 +71,15 @@ def make(arg, data):
     drop_byt5=0.05,
     drop_llm=0.05,
   )
+  given = {part: common.sizes(arg[part], part) for part in _FROZEN if arg[part]}
   config.model = dict(
-    dit=dict(variant=preset["dit"], rope_mode=arg.rope, remat=preset["remat"]),
-    **{part: dict(variant=preset[part], dtype=preset["dtype"]) for part in ("vae", "llm", "byt5")},
+    dit=dict(variant=preset["dit"], rope_mode=arg.rope, remat=preset["remat"], **_widths(given)),
+    **{
+      part: dict(given.get(part, dict(variant=preset[part])), dtype=preset["dtype"])
+      for part in _FROZEN
+    },
   )
-  config.frozen = dict(vae=arg.weights, llm=arg.weights, byt5=arg.weights)
+  config.frozen = {part: arg[part] or arg.weights for part in _FROZEN}
   config.init.path = "" if arg.init == "none" else arg.init
 
   picture = "latent_BHWC" if arg.content == "latent" else "image_BHWC"
@@ -82,7 +90,7 @@ def make(arg, data):
     text_buckets=preset["text_buckets"],
     glyph_bytes=preset["glyph_bytes"],
   )
-  config.data.tokenizer = f"{arg.weights}/tokenizer.model"
+  config.data.tokenizer = common.tokenizer(config.frozen.llm)
   config.data.streams = dict(
     train=dict(sources=((f"{data}:train", 1.0),), seed=0, **stream),
     val=dict(sources=((f"{data}:val", 1.0),), seed=0, **stream),
@@ -110,3 +118,10 @@ def make(arg, data):
     ),
   )
   return config
+
+
+def _widths(given):
+  """The DiT's inputs, as wide as what the given models hand it; a variant of a converted folder has its own row."""
+  fields = (("llm", "width", "text_dim"), ("byt5", "width", "glyph_dim"))
+  fields += (("vae", "latent_channels", "latent_channels"),)
+  return {ours: given[part][key] for part, key, ours in fields if key in given.get(part, {})}

@@ -6,7 +6,12 @@ r"""Preferences to a better model: reward models, then reward feedback learning 
   python -m seedream_jax.train --config experiments/rlhf.py:nano,mode=dpo,data=PAIRS,init=W --workdir /tmp/dpo
 
 Mode reward trains one reward model on preference pairs (data_pipelines.preferences): kind=alignment, aesthetic or text
-(pairs whose prompt quotes text). Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
+(pairs whose prompt quotes text); tower=FOLDER starts it from a published CLIP or Chinese-CLIP, both towers and its own
+tokenizer, instead of a small tower on the model's own text encoders:
+
+  python -m data_pipelines.convert --part tower=chinese-clip --out out/clip
+
+Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
 data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
 lora=RANK tunes adapters of both alone. rm_guard=FOLDER names a reward model that is watched and not optimised: once it
 falls while the rewards rise, the run ends with the weights that it liked best. Mode dpo tunes the DiT on the pairs
@@ -21,6 +26,11 @@ KINDS = ("alignment", "aesthetic", "text")
 WEIGHTS = dict(alignment=1.0, aesthetic=0.5, text=1.0)  # of the hinges  # ours; undisclosed
 BETA = 2_000.0  # of DPO, as Diffusion-DPO's for SD 1.5  # ours; undisclosed
 MARGIN = 6.0  # alpha, in units of the reward; hardly reached, as in ImageReward's code  # ours; undisclosed
+# Published towers give rewards of 20 to 40 before any training: the bound of their temperature never stops the hinge.
+TOWER_MARGIN = 100.0
+
+# Of published towers, whose features a larger step forgets: PickScore's (arXiv 2305.01569, Sec. 3).
+_TOWER_LR = 3e-6
 
 # batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {
@@ -48,6 +58,7 @@ def get_config(arg=None):
     arg,
     mode="refl",
     kind="alignment",
+    tower="none",
     data="out/posters",
     prompts="out/refl",
     init="weights/nano",
@@ -72,18 +83,28 @@ def reward_config(arg):
   size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
   preset = size["reward"]
   config.stage = dict(name="reward", pair_weight=0.1)
-  config.model = dict(
-    llm=config.model.llm, byt5=config.model.byt5, tower=dict(variant=size["tower"])
-  )
-  config.frozen = dict(llm=arg.weights, byt5=arg.weights)
-  config.init.path = ""
-  _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", "llm_ids_BL", "byt5_ids_BG"))
+  published = arg.tower != "none"
+  if published:
+    tower = dict(common.sizes(arg.tower, "tower"), dtype=_dtype(arg), remat=_remat(arg))
+    config.model, config.frozen, config.data.tokenizer = dict(tower=tower), {}, ""
+    texts = ("tower_ids_BL",)
+  else:
+    tower = dict(variant=size["tower"])
+    config.model = dict(llm=config.model.llm, byt5=config.model.byt5, tower=tower)
+    config.frozen = dict(llm=config.frozen.llm, byt5=config.frozen.byt5)
+    texts = ("llm_ids_BL", "byt5_ids_BG")
+  config.init.path = arg.tower if published else ""
+  _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", *texts))
+  if published:
+    for stream in config.data.streams.values():
+      stream.tower_tokenizer = f"{arg.tower}/tower_tokenizer"
+      stream.tower_tokens = min(64, tower["text"]["length"])
   config.optim.ema = dict(eval=(".*", 0.998 if arg.preset == "nano" else 0.9999))
   config.eval.evaluators = dict(
     val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8)
   )
   config.train.export_dtype = "float32"
-  return _schedule(config, arg, preset)
+  return _schedule(config, arg, dict(preset, lr=_TOWER_LR) if published else preset)
 
 
 def refl_config(arg):
@@ -94,22 +115,30 @@ def refl_config(arg):
   guarded = arg.rm_guard != "none"
   if guarded:
     weights["guard"] = 0.0
+  runs = {
+    kind: common.config_in(arg[f"rm_{kind}"]) for kind in weights if arg[f"rm_{kind}"] != "none"
+  }
+  towers = {
+    kind: runs[kind]["model"]["tower"] if kind in runs else dict(variant=size["tower"])
+    for kind in weights
+  }
+  margins = {kind: TOWER_MARGIN if "vision" in tower else MARGIN for kind, tower in towers.items()}
   denoise = {key: value for key, value in config.stage.items() if key != "name"}
   config.stage = dict(
     name="refl",
     denoise=denoise,
     rewards={
-      kind: dict(weight=weight, margin=MARGIN, text_only=kind == "text")
+      kind: dict(weight=weight, margin=margins[kind], text_only=kind == "text")
       for kind, weight in weights.items()
     },
     reward_weight=arg.reward_weight,
     pretrain_weight=arg.pretrain_weight,
   )
-  config.model.rewards = dict(all=dict(variant=size["tower"]))
+  config.model.rewards = towers
   config.frozen = dict(
-    vae=arg.weights,
-    byt5=arg.weights,
-    reward_llm=f"{arg.weights}/llm.safetensors",
+    vae=config.frozen.vae,
+    byt5=config.frozen.byt5,
+    reward_llm=f"{config.frozen.llm}/llm.safetensors",
     **{f"reward_{kind}": f"{arg['rm_' + kind]}/tower.safetensors" for kind in weights},
   )
   streams = config.data.streams
@@ -117,7 +146,10 @@ def refl_config(arg):
   # Two streams of n buckets each would be n^2 programs: one bucket, the largest that captions fill.
   buckets = (64,) if arg.preset == "nano" else streams.train.text_buckets[-1:]
   streams.train.text_buckets = streams.val.text_buckets = buckets
-  streams.prompts = streams.train.to_dict() | dict(sources=((f"{arg.prompts}:refl", 1.0),))
+  prompts = streams.train.to_dict() | dict(sources=((f"{arg.prompts}:refl", 1.0),))
+  if texts := _tower_texts(runs):
+    prompts |= dict(texts, features=(*prompts["features"], "tower_ids_BL"))
+  streams.prompts = prompts
   streams.drawn = streams.prompts.to_dict() | dict(seed=1)
   config.data.eval_streams = ("val", "drawn")
   config.eval.evaluators.rewards = dict(
@@ -155,6 +187,26 @@ def _read_pairs(config, arg, preset, features):
     stream.features, stream.batch_size = features, preset["batch"]
     if arg.kind == "text":
       stream.caption_kinds = ("textual",)
+
+
+def _tower_texts(runs):
+  """How the prompts are read for rewards that started from a published model; {} where none did."""
+  keys = ("tower_tokenizer", "tower_tokens")
+  streams = {kind: run["data"]["streams"]["train"] for kind, run in runs.items()}
+  found = {kind: {k: s[k] for k in keys} for kind, s in streams.items() if keys[0] in s}
+  texts = next(iter(found.values()), {})
+  for kind, other in found.items():
+    if other != texts:
+      raise ValueError(f"rm_{kind}: reads {other}, another reward {texts}; expected one tokenizer")
+  return texts
+
+
+def _dtype(arg):
+  return pretrain.PRESETS[arg.preset]["dtype"]
+
+
+def _remat(arg):
+  return "none" if arg.preset == "nano" else "full"
 
 
 def _schedule(config, arg, preset):

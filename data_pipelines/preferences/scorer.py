@@ -3,15 +3,32 @@
 Dims: B records, R pictures of each, H W C pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import ml_collections
 import numpy as np
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.eval import evaluators
 from seedream_jax.run import open as open_lib
+
+
+def reading(config: ml_collections.ConfigDict) -> Callable[[str], dict[str, np.ndarray]]:
+  """fn(prompt) -> one example's text features, as the reward's own run read them."""
+  stream = config.data.streams.train
+  if "tower_ids_BL" in stream.features:  # it started from a published model
+    own = tokenizers.open_tokenizer(stream.tower_tokenizer)
+    length = stream.tower_tokens
+    return lambda text: {"tower_ids_BL": own.pad(own.encode(text), length, cut=True)}
+  tokenizer, length = open_lib.open_tokenizer(config), max(stream.text_buckets)
+
+  def fn(text: str) -> dict[str, np.ndarray]:
+    ids, glyphs_BG = tokenizers.encode_prompts(tokenizer, [text], length, stream.glyph_bytes)
+    return {"llm_ids_BL": tokenizer.pad(ids[0], length), "byt5_ids_BG": glyphs_BG[0]}
+
+  return fn
 
 
 class Scorer:
@@ -32,7 +49,7 @@ class Scorer:
       raise types.UserError(f"--reward {workdir}: no whole checkpoint there yet")
     self._params, self._frozen = evaluators.eval_params(restored[0]), exp.frozen
     self._fn = jax.jit(exp.stage.predict_fns()["scores"])
-    self._stream, self._tokenizer = config.data.streams.train, open_lib.open_tokenizer(config)
+    self._encode = reading(config)
     self._batch_size = batch_size
 
   def __call__(self, asked: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
@@ -48,13 +65,7 @@ class Scorer:
 
   def _scores(self, chunk: list[tuple[str, np.ndarray]]) -> np.ndarray:
     padded = chunk + chunk[-1:] * (self._batch_size - len(chunk))  # one program for every batch
-    length = max(self._stream.text_buckets)
-    ids, glyphs_BG = tokenizers.encode_prompts(
-      self._tokenizer, [prompt for prompt, _ in padded], length, self._stream.glyph_bytes
-    )
-    batch = {
-      "image_BRHWC": np.stack([image_RHWC for _, image_RHWC in padded]),
-      "llm_ids_BL": np.stack([self._tokenizer.pad(row, length) for row in ids]),
-      "byt5_ids_BG": glyphs_BG,
-    }
+    texts = [self._encode(prompt) for prompt, _ in padded]
+    batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
+    batch["image_BRHWC"] = np.stack([image_RHWC for _, image_RHWC in padded])
     return np.asarray(self._fn(self._params, self._frozen, {"train": batch}))[: len(chunk)]

@@ -42,6 +42,8 @@ class LoaderConfig:
     text_buckets: LLM lengths, the end token included.
     glyph_bytes: G, the end token included.
     glyph_overflow: "error" or "cut": what to do with quoted text beyond G.
+    tower_tokenizer: of a published two-tower model, for `tower_ids_BL`.
+    tower_tokens: their L; a longer text is cut, as such models' tokenizers do, and keeps its end token.
     caption_kinds: only captions of these kinds; () is all.
     caption_langs: only captions of these languages; () is all.
     area: side of the square of the picture bucket; 0 keeps the bucket each record names.
@@ -56,6 +58,8 @@ class LoaderConfig:
   text_buckets: tuple[int, ...] = buckets.TEXT
   glyph_bytes: int = 8
   glyph_overflow: str = "error"
+  tower_tokenizer: str = ""
+  tower_tokens: int = 64
   caption_kinds: tuple[str, ...] = ()
   caption_langs: tuple[str, ...] = ()
   area: int = 0
@@ -66,7 +70,7 @@ class LoaderConfig:
     for feature in self.features:
       if feature not in reader.FEATURES:
         raise types.UserError(f"data.features: {feature!r}{_nearest(feature, reader.FEATURES)}")
-    for name in ("batch_size", "glyph_bytes", "run_steps"):
+    for name in ("batch_size", "glyph_bytes", "tower_tokens", "run_steps"):
       if getattr(self, name) < 1:
         raise types.UserError(f"data.{name}: {getattr(self, name)}, expected at least 1")
     pairs = all(len(s) == 2 and s[1] >= 0 for s in self.sources)
@@ -80,6 +84,8 @@ class LoaderConfig:
       raise types.UserError(
         f"data.text_buckets: {self.text_buckets!r}, expected lengths of at least 1"
       )
+    if "tower_ids_BL" in self.features and not self.tower_tokenizer:
+      raise types.UserError("data.tower_tokenizer: not given, but features names tower_ids_BL")
     if "label_BA" in self.features and not self.labels:
       raise types.UserError("data.labels: empty, but features names label_BA")
 
@@ -137,6 +143,11 @@ class Loader:
     self._splits = tuple(records.open_split(spec) for spec, _ in used)
     _check_contents(cfg, self._splits, tokenizer)
     self._indices = tuple(index_lib.open_index(split, tokenizer) for split in self._splits)
+    self.tower_tokenizer, tower = None, None
+    if "tower_ids_BL" in cfg.features:
+      made = self.tower_tokenizer = tokenizers.open_tokenizer(cfg.tower_tokenizer)
+      read = tuple(index_lib.open_index(split, made) for split in self._splits)
+      tower = reader.TowerTexts(made, read, cfg.tower_tokens)
     self._pictures: list[buckets.Size] = []
     views = [self._view(split, index) for split, index in zip(self._splits, self._indices)]
     self.schedule = schedule.Schedule(
@@ -159,6 +170,7 @@ class Loader:
       glyph_bytes=cfg.glyph_bytes,
       labels=tuple(cfg.labels),
       pad_id=tokenizer.pad_id if tokenizer else tokenizers.PAD,
+      tower=tower,
     )
     self._counts = collections.Counter()
     self._corrupt: dict[str, str] = {}

@@ -28,6 +28,7 @@ FEATURES = (
   "size_B2",  # int32, height and width of the picture bucket in pixels
   "llm_ids_BL",  # int32
   "byt5_ids_BG",  # int32
+  "tower_ids_BL",  # int32, the caption's ids for a published two-tower model
   "llm_features_BLE",  # float16, precomputed
   "llm_empty_BE",  # float16, the empty prompt's one feature, precomputed
   "label_BA",  # int32, looked up in the scene tree
@@ -62,6 +63,19 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
+class TowerTexts:
+  """The same captions as another tokenizer cuts them, all of one length."""
+
+  tokenizer: tokenizers.Tokenizer
+  indices: tuple[index_lib.Index, ...]  # one per source
+  length: int
+
+  def ids(self, source: int, caption: int) -> np.ndarray:
+    """int32 ids_L of a caption."""
+    return self.tokenizer.pad(self.indices[source].token_ids(caption), self.length, cut=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Reader:
   """Callable and picklable; opens its files where it runs.
 
@@ -76,6 +90,7 @@ class Reader:
     glyph_bytes: G.
     labels: (dotted path, vocabulary) pairs.
     pad_id: the LLM tokenizer's.
+    tower: the captions as a published two-tower model reads them.
   """
 
   schedule: schedule.Schedule
@@ -88,6 +103,7 @@ class Reader:
   glyph_bytes: int
   labels: tuple[tuple[str, Sequence[Any]], ...]
   pad_id: int
+  tower: TowerTexts | None = None
   _open: dict[int, tuple[Any, Callable]] = dataclasses.field(default_factory=dict)
 
   def __getstate__(self) -> dict:
@@ -203,6 +219,8 @@ class Reader:
         for row, s, c in zip(out[feature], source, caption):
           ids = self.indices[s].token_ids(c)
           row[: len(ids)] = ids
+      elif feature == "tower_ids_BL":
+        out[feature] = np.stack([self.tower.ids(s, c) for s, c in zip(source, caption)])
       elif feature == "byt5_ids_BG":
         quoted = [self.indices[s].quoted(c) for s, c in zip(source, caption)]
         out[feature] = np.stack([tokenizers.byt5_from_bytes(q, self.glyph_bytes) for q in quoted])

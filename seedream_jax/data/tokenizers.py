@@ -144,10 +144,12 @@ class Tokenizer:
     """{name in a weights folder: path here} of what it is opened from."""
     raise NotImplementedError
 
-  def pad(self, ids: Sequence[int], length: int) -> np.ndarray:
-    """int32 ids_L padded at the right; more ids than `length` is a `types.UserError`."""
+  def pad(self, ids: Sequence[int], length: int, *, cut: bool = False) -> np.ndarray:
+    """int32 ids_L padded at the right; more ids than `length` are a `types.UserError`, or cut before the end token."""
     if len(ids) > length:
-      raise types.UserError(f"prompt of {len(ids)} tokens: the model reads at most {length}")
+      if not cut:
+        raise types.UserError(f"prompt of {len(ids)} tokens: the model reads at most {length}")
+      ids = [*ids[: length - 1], self.eos_id]
     out = np.full(length, self.pad_id, np.int32)
     out[: len(ids)] = ids
     return out

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,15 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors
 import numpy as np
 import safetensors
 from jax.experimental import multihost_utils
-from safetensors import numpy as safetensors_numpy
 
 from seedream_jax import types
 from seedream_jax.engine import trees
 
-_DTYPES = {
-  "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
-  "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-  "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+# In the order in which the safetensors library lays out data.
+DTYPES = {
+  "U64": "uint64", "I64": "int64", "F64": "float64", "F32": "float32", "U32": "uint32", "I32": "int32",
+  "BF16": "bfloat16", "F16": "float16", "U16": "uint16", "I16": "int16",
+  "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 
@@ -52,18 +52,70 @@ def save_weights(
     arrays[name] = np.ascontiguousarray(x).reshape(x.shape)
   if jax.process_index() != 0:
     return
-  metadata = {
-    key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    for key, value in (metadata or {}).items()
-  }
+  stream_weights(path, arrays, lambda name: (arrays[name],), metadata=metadata)
+
+
+def stream_weights(
+  path: str | os.PathLike,
+  leaves: Mapping[str, Any],
+  read: Callable[[str], Iterable[np.ndarray]],
+  *,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """`save_weights` of leaves that are read one after the other, a piece at a time.
+
+  Args:
+    path: of the .safetensors file; its folder is made.
+    leaves: {name: anything with the leaf's shape and dtype}.
+    read: fn(name) -> its values in C order, in pieces whose bytes together are the leaf's.
+    metadata: values other than strings are stored as JSON.
+
+  Raises:
+    types.UserError: the file cannot be written.
+  """
+  path = os.fspath(path)
   temporary = f"{path}.tmp"
+  header, order = _header(leaves, metadata or {})
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    safetensors_numpy.save_file(arrays, temporary, metadata=metadata)
-    _sort_header(temporary)
+    with open(temporary, "wb") as f:
+      f.write(header)
+      for name in order:
+        begin, dtype = f.tell(), leaves[name].dtype
+        for x in read(name):
+          assert x.dtype == dtype, (name, x.dtype, dtype)
+          f.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        size = int(np.prod(leaves[name].shape, dtype=np.int64)) * dtype.itemsize
+        assert f.tell() - begin == size, (name, f.tell() - begin, size)
+      f.flush()
+      os.fsync(f.fileno())
     os.replace(temporary, path)
   except OSError as error:
     raise types.UserError(f"{path}: cannot write ({error.strerror or error})") from None
+
+
+def _header(leaves: Mapping[str, Any], metadata: Mapping[str, Any]) -> tuple[bytes, list[str]]:
+  """(what stands before the data, leaves in the order of their data), as the library has them but for sorted keys."""
+  kinds = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
+  ranks = {kind: rank for rank, kind in enumerate(DTYPES)}
+  order = sorted(leaves, key=lambda name: (ranks[kinds[leaves[name].dtype]], name))
+  entries: dict[str, Any] = {}
+  end = 0
+  for name in order:
+    begin, dtype = end, leaves[name].dtype
+    end += int(np.prod(leaves[name].shape, dtype=np.int64)) * dtype.itemsize
+    entries[name] = {
+      "dtype": kinds[dtype],
+      "shape": list(leaves[name].shape),
+      "data_offsets": [begin, end],
+    }
+  entries["__metadata__"] = {
+    key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    for key, value in metadata.items()
+  }
+  text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+  text = text.ljust(-(-len(text) // 8) * 8)
+  return len(text).to_bytes(8, "little") + text, order
 
 
 def load_weights(
@@ -117,7 +169,7 @@ def read_header(
   metadata, leaves, end = header.pop("__metadata__", {}), {}, 0
   try:
     for name, entry in header.items():
-      dtype = np.dtype(_DTYPES[entry["dtype"]])
+      dtype = np.dtype(DTYPES[entry["dtype"]])
       begin, stop = entry["data_offsets"]
       if stop - begin != int(np.prod(entry["shape"], dtype=np.int64)) * dtype.itemsize:
         raise ValueError(f"leaf {name!r}: {stop - begin} bytes for shape {entry['shape']}")
@@ -168,19 +220,6 @@ def _raw_header(path: str) -> tuple[dict[str, Any], int]:
   except ValueError as error:
     raise types.UserError(f"{path}: not a safetensors file ({error})") from None
   return header, 8 + length
-
-
-def _sort_header(path: str) -> None:
-  """Rewrites the header in place with sorted keys: safetensors writes metadata in hash order."""
-  header, data_start = _raw_header(path)
-  text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-  room = data_start - 8
-  assert len(text) <= room, (path, len(text), room)
-  with open(path, "r+b") as f:
-    f.seek(8)
-    f.write(text.ljust(room))
-    f.flush()
-    os.fsync(f.fileno())
 
 
 def _any(regexes: Sequence[str], name: str) -> bool:

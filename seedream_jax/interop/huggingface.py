@@ -9,7 +9,7 @@ none.
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +19,11 @@ import safetensors
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers
-from seedream_jax.engine import trees
+from seedream_jax.engine import trees, weights
 from seedream_jax.interop import config_json, names, towers
 from seedream_jax.models import byt5, llm, vae
 
+_Read = Callable[[str, tuple[slice, ...]], np.ndarray]  # fn(their name, part of theirs)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _STEMS = ("model", "diffusion_pytorch_model")
 # What files hold beside the model: tied copies, buffers, and the half of T5 that writes.
@@ -259,27 +260,34 @@ CONFIGS = {
 
 
 class Source:
-  """The tensors of a published folder, read by name and part.
+  """The tensors of a published folder, read by name and part; one file at a time is open, so one is in memory.
+
+  Attributes:
+    folder: of config.json and the safetensors files.
+    shapes, dtypes: of every tensor, by name.
 
   Raises:
     types.UserError: no safetensors there (pickles are refused), or an index that points outside the folder.
   """
 
   def __init__(self, folder: str):
-    self.folder, self._open = folder, {}
+    self.folder, self._path, self._handle = folder, "", None
     self._files = self._find()
-    self.shapes = {name: self._shape(name, file) for name, file in self._files.items()}
+    headers = {file: weights.read_header(file)[0] for file in dict.fromkeys(self._files.values())}
+    for name, file in self._files.items():
+      if name not in headers[file]:
+        raise types.UserError(f"{file}: has no tensor {name!r}, which the index puts there")
+    self.shapes = {name: headers[file][name].shape for name, file in self._files.items()}
+    self.dtypes = {name: headers[file][name].dtype for name, file in self._files.items()}
 
   def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
     """A tensor, or the part of it that `index` names."""
-    handle = self._handle(self._files[name])
+    if self._path != self._files[name]:
+      # Let go first: what was read of a mapped file stays in memory until it is closed.
+      self._path, self._handle = self._files[name], None
+      self._handle = safetensors.safe_open(self._path, framework="np")
+    handle = self._handle
     return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
-
-  def _shape(self, name: str, file: str) -> tuple[int, ...]:
-    try:
-      return tuple(self._handle(file).get_slice(name).get_shape())
-    except safetensors.SafetensorError as e:
-      raise types.UserError(f"{file}: has no tensor {name!r}, which the index puts there") from e
 
   def _find(self) -> dict[str, str]:
     if not os.path.isdir(self.folder):
@@ -290,7 +298,7 @@ class Source:
       if os.path.exists(index):
         return {name: self._inside(index, file) for name, file in self._weight_map(index).items()}
       if os.path.exists(single):
-        return {name: single for name in self._handle(single).keys()}  # noqa: SIM118  not a dict
+        return dict.fromkeys(weights.read_header(single)[0], single)
     pickles = sorted(f for f in os.listdir(self.folder) if f.endswith(_PICKLES))
     hint = (
       f"; {pickles[0]} is a pickle, which can run code: convert it to safetensors"
@@ -313,19 +321,13 @@ class Source:
       raise types.UserError(f"{index}: {file} is not there")
     return path
 
-  def _handle(self, path: str):
-    if path not in self._open:
-      try:
-        self._open[path] = safetensors.safe_open(path, framework="np")
-      except (safetensors.SafetensorError, OSError) as e:
-        raise types.UserError(f"{path}: not a whole safetensors file ({e})") from e
-    return self._open[path]
-
 
 def load_part(
   part: str, source: Source, abstract: Any, *, given: Mapping[str, np.ndarray] | None = None
 ) -> types.Params:
   """Streams a published model into our tree, each process reading only what its shards hold.
+
+  Beside the arrays it makes, the host holds one file of the folder and one device's part of one leaf.
 
   Args:
     part: a key of TABLES.
@@ -336,6 +338,51 @@ def load_part(
   Raises:
     types.UserError: a tensor that is missing, left over, or of another shape.
   """
+  flat, out = trees.flatten(abstract), {}
+  groups, read = _match(part, source, abstract)
+  for path, group in groups.items():
+    out[path] = _place(flat[path], group, read)
+  for path, x in (given or {}).items():
+    out[path] = _place_array(flat[path], x)
+  return trees.unflatten({path: out[path] for path in flat})
+
+
+def stream_part(
+  part: str, source: Source, abstract: Any, *, given: Mapping[str, np.ndarray] | None = None
+) -> tuple[dict[str, Any], Callable[[str], Iterator[np.ndarray]]]:
+  """What `weights.stream_weights` takes to write a published model in our layout, a tensor of theirs at a time.
+
+  Args and errors are `load_part`'s, but that the dtypes of `abstract` are not looked at.
+
+  Returns:
+    ({path: shape and dtype}, fn(path) -> its pieces); a leaf has the dtype that is stored.
+  """
+  flat, given = trees.flatten(abstract), given or {}
+  groups, read = _match(part, source, abstract)
+  stored = {_base(part, name): dtype for name, dtype in source.dtypes.items()}
+  leaves = {}
+  for path, group in groups.items():
+    dtypes = sorted({str(stored[entry.name]) for entry in group})
+    if len(dtypes) > 1:
+      raise types.UserError(f"{source.folder}: {path} is stored as {' and '.join(dtypes)}")
+    leaves[path] = jax.ShapeDtypeStruct(flat[path].shape, dtypes[0])
+  leaves |= {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in given.items()}
+
+  def pieces(path: str) -> Iterator[np.ndarray]:
+    if path in given:
+      yield given[path]
+      return
+    for entry in groups[path]:
+      shape = flat[path].shape if entry.layer is None else flat[path].shape[1:]
+      yield entry.read(read, tuple(slice(0, n) for n in shape))
+
+  return leaves, pieces
+
+
+def _match(
+  part: str, source: Source, abstract: Any
+) -> tuple[Mapping[str, list[names.Entry]], _Read]:
+  """({leaf of ours: tensors of theirs}, fn(their base name, index) -> array), all of both accounted for."""
   theirs = {_base(part, name): name for name in source.shapes}
   found = names.entries(TABLES[part], abstract)
   wanted = {entry.name for entry in found}
@@ -357,12 +404,7 @@ def load_part(
       raise types.UserError(
         f"{source.folder}: tensor {stored!r} has no place in the model{_near(name, wanted)}"
       )
-  flat, out = trees.flatten(abstract), {}
-  for path, group in names.by_leaf(found).items():
-    out[path] = _place(flat[path], group, lambda name, index: source.read(theirs[name], index))
-  for path, x in (given or {}).items():
-    out[path] = _place_array(flat[path], x)
-  return trees.unflatten({path: out[path] for path in flat})
+  return names.by_leaf(found), lambda name, index: source.read(theirs[name], index)
 
 
 def _base(part: str, name: str) -> str:
@@ -370,15 +412,18 @@ def _base(part: str, name: str) -> str:
   return name.removeprefix("model.") if part == "llm" else name
 
 
-def _place(leaf: Any, group: Sequence[names.Entry], read) -> jax.Array:
-  def part_of(index: tuple[slice, ...]) -> np.ndarray:
-    whole = tuple(slice(*s.indices(n)) for s, n in zip(index, leaf.shape))
-    return names.read_leaf(group, read, whole).astype(leaf.dtype)
-
+def _place(leaf: Any, group: Sequence[names.Entry], read: _Read) -> jax.Array:
+  """One leaf, a device at a time: what this holds of the host is one device's part, not the leaf."""
   sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
     jax.local_devices()[0]
   )
-  return jax.make_array_from_callback(leaf.shape, sharding, part_of)
+  placed, seen, x = [], None, None
+  for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+    whole = tuple(slice(*s.indices(n)) for s, n in zip(index, leaf.shape))
+    if whole != seen:  # a copy's neighbour holds the same part
+      seen, x = whole, names.read_leaf(group, read, whole, leaf.dtype)
+    placed.append(jax.block_until_ready(jax.device_put(x, device)))
+  return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
 
 
 def _place_array(leaf: Any, x: np.ndarray) -> jax.Array:

@@ -106,17 +106,22 @@ def read_leaf(
   found: Sequence[Entry],
   read: Callable[[str, tuple[slice, ...]], np.ndarray],
   index: tuple[slice, ...],
+  dtype: Any,
 ) -> np.ndarray:
-  """A part of one leaf of ours from the tensors that make it.
+  """A part of one leaf of ours from the tensors that make it, beside which it holds one of them.
 
   Args:
     found: the entries of the leaf, in the order of layers.
     read: fn(their name, part of theirs) -> array.
     index: the part wanted of ours.
+    dtype: what it is cast to.
   """
   if found[0].layer is None:
-    return found[0].read(read, index)
-  return np.stack([entry.read(read, index[1:]) for entry in found[index[0]]])
+    return found[0].read(read, index).astype(dtype, copy=False)
+  out = np.empty([len(range(s.start, s.stop)) for s in index], dtype)
+  for row, entry in zip(out, found[index[0]], strict=True):
+    row[...] = entry.read(read, index[1:])
+  return out
 
 
 def by_leaf(found: Sequence[Entry]) -> Mapping[str, list[Entry]]:
@@ -242,10 +247,11 @@ CHINESE_CLIP: Table = (
   (r"text_model/norm/bias", "text_model.embeddings.LayerNorm.bias", SAME),
 )
 
-# transformers' Dinov2Model.
+# transformers' Dinov2Model, and Dinov2WithRegistersModel.
 DINOV2: Table = (
   (r"class_embedding", "embeddings.cls_token", LEAD_2),
   (r"position_embedding", "embeddings.position_embeddings", LEAD_1),
+  (r"register_tokens", "embeddings.register_tokens", LEAD_1),
   (r"patch_embedding/kernel", "embeddings.patch_embeddings.projection.weight", CONV),
   (r"patch_embedding/bias", "embeddings.patch_embeddings.projection.bias", SAME),
   (r"post_norm/scale", "layernorm.weight", SAME),

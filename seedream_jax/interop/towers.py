@@ -47,12 +47,16 @@ def chinese_clip_config(folder: str, **overrides: Any) -> two_tower.TwoTowerConf
   c.choice("model_type", "", ("chinese_clip",))
   text = _side(c, "text")
   text.expect("position_embedding_type", ("absolute",))
+  pad = text.raw.get("pad_token_id", 0)
+  if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+    raise text.error("pad_token_id", "a token's id")
   tower = two_tower.BertConfig(
     **{
       **_sizes(text, width=768, mlp=3072, heads=12),
       "vocab_size": text.number("vocab_size", 30522),
       "length": text.number("max_position_embeddings", 512),
       "segments": text.number("type_vocab_size", 2),
+      "pad_id": pad,
       "activation": text.choice("hidden_act", "gelu", tuple(vit.ACTIVATIONS)),
       "norm_eps": text.number("layer_norm_eps", 1e-12, float),
       **overrides,
@@ -62,13 +66,14 @@ def chinese_clip_config(folder: str, **overrides: Any) -> two_tower.TwoTowerConf
 
 
 def dinov2_config(folder: str, **overrides: Any) -> vit.ViTConfig:
-  """The config of a published DINOv2 (transformers' Dinov2Model, without registers).
+  """The config of a published DINOv2 (transformers' Dinov2Model or Dinov2WithRegistersModel).
 
   Raises:
     types.UserError: another family, or a choice that `models.vit` does not have.
   """
   c = config_json.Reader.open(folder)
-  c.choice("model_type", "", ("dinov2",))
+  kind = c.choice("model_type", "", ("dinov2", "dinov2_with_registers"))
+  registers = kind == "dinov2_with_registers"
   c.expect("hidden_act", ("gelu",))
   gated = c.raw.get("use_swiglu_ffn", False)
   if not isinstance(gated, bool):
@@ -77,7 +82,7 @@ def dinov2_config(folder: str, **overrides: Any) -> vit.ViTConfig:
   hidden = int(width * c.number("mlp_ratio", 4, float))
   if gated:
     hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as Dinov2SwiGLUFFN rounds
-  patch = _square(c, "patch_size", 14)
+  patch = _square(c, "patch_size", 16 if registers else 14)
   side = _square(c, "image_size", 224) // patch
   mean, std = _pixels(folder, _IMAGENET_PIXELS)
   return vit.ViTConfig(
@@ -93,6 +98,8 @@ def dinov2_config(folder: str, **overrides: Any) -> vit.ViTConfig:
       "patch": patch,
       "grid": (side, side),
       "channels": c.number("num_channels", 3),
+      "registers": c.number("num_register_tokens", 4) if registers else 0,
+      "antialias": registers,
       "mean": mean,
       "std": std,
       **overrides,

@@ -7,12 +7,16 @@ convnet that this project trains from scratch is `clip.py`.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seedream_jax.models import glyph_tower, layers, vit
+from seedream_jax import types
+from seedream_jax.models import glyph_tower, layers, variants, vit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class BertConfig(vit.BlockConfig):
   vocab_size: int
   length: int
   segments: int = 2  # of which the first is used
+  pad_id: int = 0
   norm_first: bool = False
   norm_eps: float = 1e-12
 
@@ -63,7 +68,9 @@ def _embed(cfg: vit.BlockConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
 def _rows(embed: nnx.Embed, length: int) -> jax.Array:
   """The first `length` positions, [1, L, E]."""
   if length > embed.num_embeddings:
-    raise ValueError(f"text of {length} tokens: the tower reads at most {embed.num_embeddings}")
+    raise types.UserError(
+      f"text of {length} tokens: the tower reads at most {embed.num_embeddings}"
+    )
   return embed(jnp.arange(length))[None]
 
 
@@ -84,6 +91,10 @@ class CausalText(nnx.Module):
     x_BLE = self.token_embedding(ids_BL) + _rows(self.position_embedding, ids_BL.shape[1])
     x_BLE, _ = self.blocks(x_BLE, lambda block, x_BLE, _: (block(x_BLE, mask_BL, True), None))
     return self.final_norm(x_BLE)
+
+  def mask(self, ids_BL: jax.Array) -> None:
+    """None: no token sees what is right of it, and a text is read at its first end."""
+    del ids_BL
 
   def pooled(self, ids_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
     """features_BE at the end token; at the first token of a text that has none."""
@@ -111,6 +122,10 @@ class Bert(nnx.Module):
     x_BLE = self.norm(x_BLE + _rows(self.position_embeddings, ids_BL.shape[1]))
     x_BLE, _ = self.blocks(x_BLE, lambda block, x_BLE, _: (block(x_BLE, mask_BL), None))
     return x_BLE
+
+  def mask(self, ids_BL: jax.Array) -> jax.Array:
+    """mask_BL, True on real tokens."""
+    return ids_BL != self.cfg.pad_id
 
   def pooled(self, ids_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
     """features_BE of [CLS]."""
@@ -145,3 +160,41 @@ class TwoTower(nnx.Module):
   def scale(self) -> jax.Array:
     """The learned inverse temperature: logits are `scale` cosines."""
     return jnp.exp(self.logit_scale[...].astype(jnp.float32))
+
+
+def fit(image_BHWC: jax.Array, cfg: vit.ViTConfig) -> jax.Array:
+  """Pictures of any size, in [-1, 1], at about the number of patches that the table of positions has.
+
+  Published processors cut a square out of the middle; a judge of a whole picture must see its edges, so that here the
+  ratio stays, as near as whole patches allow, and the positions are interpolated.  # ours; undisclosed
+  """
+  if image_BHWC.dtype == jnp.uint8:
+    image_BHWC = image_BHWC.astype(jnp.float32) / 127.5 - 1.0
+  (batch, height, width, channels), area = image_BHWC.shape, cfg.grid[0] * cfg.grid[1]
+  rows = max(round(math.sqrt(area * height / width)), 1)
+  columns = max(round(math.sqrt(area * width / height)), 1)
+  size = (rows * cfg.patch, columns * cfg.patch)
+  if size == (height, width):
+    return image_BHWC
+  return jax.image.resize(image_BHWC, (batch, *size, channels), "cubic", antialias=True)
+
+
+def is_published(fields: Mapping[str, Any]) -> bool:
+  """Whether a config's fields are of this model, and not of `clip.py`'s."""
+  return "vision" in fields
+
+
+def make_config(
+  vision: Mapping[str, Any], text: Mapping[str, Any], embed_dim: int, **both: Any
+) -> TwoTowerConfig:
+  """The config of fields as JSON holds them; `both` (dtype, remat) are of both towers.
+
+  Raises:
+    types.UserError: an unknown field, naming the nearest.
+  """
+  kinds = (vit.ViTConfig, CausalTextConfig if "eos_id" in text else BertConfig)
+  towers = (
+    variants.make_config(kind, {"given": {}}, "given", {**fields, **both})
+    for kind, fields in zip(kinds, (vision, text))
+  )
+  return TwoTowerConfig(*towers, embed_dim)

@@ -1,10 +1,10 @@
 """Vision transformer of the published image towers: CLIP's, Chinese-CLIP's, DINOv2's.
 
-Dims: B batch, H W pixels, C channels, P patch side, h w patch grid, I = h w image tokens, S = 1 + I
+Dims: B batch, H W pixels, C channels, P patch side, h w patch grid, I = h w image tokens, R registers, S = 1 + R + I
 tokens, class first, L any sequence, E width, F MLP hidden, N heads, K head dim.
-Radford et al. 2021, arXiv 2103.00020; Oquab et al. 2023, arXiv 2304.07193. They differ in whether the
-tokens are normed before the blocks, in the patch bias, in layer scale and in the MLP. The block also
-serves the text towers of `two_tower.py`.
+Radford et al. 2021, arXiv 2103.00020; Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, arXiv
+2309.16588. They differ in whether the tokens are normed before the blocks, in the patch bias, in layer scale, in the
+MLP and in registers. The block also serves the text towers of `two_tower.py`.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-_CUBIC = -0.75  # torch.nn.functional.interpolate's; jax.image.resize has Keys' -0.5
+# Keys' constant in torch.nn.functional.interpolate, without and with antialias.
+_CUBIC, _CUBIC_ANTIALIAS = -0.75, -0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class ViTConfig(BlockConfig):
     grid: h, w of the table of positions; another grid's are interpolated.
     pre_norm: norm of the tokens before the first block.
     patch_bias: whether the patch embedding has a bias.
+    registers: R, learned tokens without a place, between the class and the patches.
+    antialias: of the interpolation of positions, which then sees all that a coarser grid's step spans.
     mean, std: per channel, of pixels in [0, 1]; the tower normalises by itself.
   """
 
@@ -73,6 +76,8 @@ class ViTConfig(BlockConfig):
   channels: int = 3
   pre_norm: bool = False
   patch_bias: bool = True
+  registers: int = 0
+  antialias: bool = False
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -185,6 +190,9 @@ class ViT(nnx.Module):
     self.patch_embedding = PatchEmbedding(cfg, rngs=rngs)
     positions = 1 + cfg.grid[0] * cfg.grid[1]
     self.position_embedding = nnx.Param(init(rngs.params(), (positions, cfg.width), jnp.float32))
+    if cfg.registers:
+      shape = (cfg.registers, cfg.width)
+      self.register_tokens = nnx.Param(init(rngs.params(), shape, jnp.float32))
     if cfg.pre_norm:
       self.pre_norm = layers.LayerNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
     self.blocks = layers.Stack(lambda r: Block(cfg, rngs=r), cfg.depth, remat=cfg.remat, rngs=rngs)
@@ -197,7 +205,7 @@ class ViT(nnx.Module):
       image_BHWC: uint8, or floats in [-1, 1]; sides are multiples of the patch.
 
     Returns:
-      tokens_BSE in the compute dtype: the class token, then the patches row by row.
+      tokens_BSE in the compute dtype: the class token, the registers, then the patches row by row.
 
     Raises:
       types.UserError: sides that the patch does not divide.
@@ -214,18 +222,23 @@ class ViT(nnx.Module):
     x_BSE = jnp.concatenate([class_B1E, x_BIE], axis=1)
     positions_SE = self.positions((height // cfg.patch, width // cfg.patch))
     x_BSE = x_BSE + positions_SE.astype(x_BSE.dtype)[None]
+    if cfg.registers:
+      registers_RE = self.register_tokens[...].astype(x_BSE.dtype)
+      registers_BRE = jnp.broadcast_to(registers_RE[None], (len(x_BSE), *registers_RE.shape))
+      x_BSE = jnp.concatenate([x_BSE[:, :1], registers_BRE, x_BSE[:, 1:]], axis=1)
     if cfg.pre_norm:
       x_BSE = self.pre_norm(x_BSE)
     x_BSE, _ = self.blocks(x_BSE, lambda block, x_BSE, _: (block(x_BSE), None))
     return self.post_norm(x_BSE)
 
   def positions(self, grid: tuple[int, int]) -> jax.Array:
-    """positions_SE of an (h, w) grid: the table, or its bicubic interpolation in float32."""
+    """The positions [1 + I, E] of an (h, w) grid: the table, or its bicubic interpolation in float32."""
     table_SE, (rows, columns) = self.position_embedding[...], self.cfg.grid
     if grid == self.cfg.grid:
       return table_SE
     table_HWE = table_SE[1:].astype(jnp.float32).reshape(rows, columns, -1)
-    weights = (jnp.asarray(bicubic(n, m)) for n, m in zip((rows, columns), grid))
+    antialias = self.cfg.antialias
+    weights = (jnp.asarray(bicubic(n, m, antialias)) for n, m in zip((rows, columns), grid))
     resized_HWE = jnp.einsum("hwe,gh,vw->gve", table_HWE, *weights, precision="highest")
     resized_IE = resized_HWE.reshape(-1, self.cfg.width)
     return jnp.concatenate([table_SE[:1], resized_IE.astype(table_SE.dtype)])
@@ -237,18 +250,28 @@ class ViT(nnx.Module):
     return (unit_BHWC - mean_C[None, None, None]) / std_C[None, None, None]
 
 
-def bicubic(size: int, new: int) -> np.ndarray:
-  """float32 [new, size] weights that resize one dim as PyTorch does: cubic, no antialias, edges repeated.
+def bicubic(size: int, new: int, antialias: bool = False) -> np.ndarray:
+  """float32 [new, size] weights that resize one dim as PyTorch's bicubic does (align_corners=False).
 
-  Sample i of the new is at (i + 1/2) size / new - 1/2 of the old (align_corners=False).
+  Sample i of the new is at (i + 1/2) size / new - 1/2 of the old. Beyond the edges the old repeats; with antialias,
+  whose kernel widens with the step, it is not there, and what is left is weighed up to 1.
   """
-  at = (np.arange(new) + 0.5) * size / new - 0.5
-  first = np.floor(at).astype(int) - 1
-  out = np.zeros((new, size))
+  at_N = (np.arange(new) + 0.5) * size / new - 0.5
+  out_NS = np.zeros((new, size))
+  if antialias:
+    step = max(size / new, 1.0)
+    out_NS = _cubic((np.arange(size)[None] - at_N[:, None]) / step, _CUBIC_ANTIALIAS)
+    return (out_NS / out_NS.sum(axis=1, keepdims=True)).astype(np.float32)
+  first_N = np.floor(at_N).astype(int) - 1
   for tap in range(4):
-    distance = np.abs(at - (first + tap))
-    near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
-    far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-    weight = np.where(distance <= 1, near, far)
-    np.add.at(out, (np.arange(new), np.clip(first + tap, 0, size - 1)), weight)
-  return out.astype(np.float32)
+    weight_N = _cubic(at_N - (first_N + tap), _CUBIC)
+    np.add.at(out_NS, (np.arange(new), np.clip(first_N + tap, 0, size - 1)), weight_N)
+  return out_NS.astype(np.float32)
+
+
+def _cubic(offset: np.ndarray, a: float) -> np.ndarray:
+  """Keys' kernel with constant `a`, zero from 2 on."""
+  x = np.abs(offset)
+  near = ((a + 2) * x - (a + 3)) * x**2 + 1
+  far = a * (((x - 5) * x + 8) * x - 4)
+  return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

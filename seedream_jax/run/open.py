@@ -24,7 +24,7 @@ from absl import logging
 from seedream_jax import types
 from seedream_jax.data import glyphs, loader, tokenizers
 from seedream_jax.engine import checkpoint, mesh, optim, sharding, trees
-from seedream_jax.models import llm
+from seedream_jax.models import llm, two_tower
 from seedream_jax.run import step as step_lib
 
 GROUPS = (
@@ -268,6 +268,28 @@ def check_tokenizer(tokenizer: tokenizers.Tokenizer, cfg: llm.LLMConfig) -> None
     )
 
 
+def check_tower_tokenizer(
+  tokenizer: tokenizers.Tokenizer, cfg: two_tower.TwoTowerConfig, tokens: int = 1
+) -> None:
+  """`check_tokenizer` of a published two-tower model, whose texts are `tokens` long."""
+  text, where = cfg.text, f"the tokenizer {tokenizer.path} has"
+  if tokenizer.vocab_size > text.vocab_size:
+    raise types.UserError(
+      f"model.tower.text.vocab_size: {text.vocab_size}, but {where} {tokenizer.vocab_size} ids"
+    )
+  if isinstance(text, two_tower.BertConfig):
+    key, ours, theirs = "pad_id", text.pad_id, tokenizer.pad_id
+  else:  # the first models read a text at its highest id
+    ours = text.vocab_size - 1 if text.eos_id is None else text.eos_id
+    key, theirs = "eos_id", tokenizer.eos_id
+  if ours != theirs:
+    raise types.UserError(f"model.tower.text.{key}: {ours}, but {where} {theirs}")
+  if tokens > text.length:
+    raise types.UserError(
+      f"data.streams: tower_tokens={tokens}, but model.tower.text.length is {text.length}"
+    )
+
+
 def encode_prompts(
   config: ml_collections.ConfigDict, prompts: Sequence[str]
 ) -> dict[str, np.ndarray]:
@@ -299,7 +321,20 @@ def open_loaders(config: ml_collections.ConfigDict, names: Sequence[str]) -> dic
       loaders[name] = glyphs.GlyphLoader(fields, **hosts)
     else:
       loaders[name] = loader.Loader(loader.make_config(fields), tokenizer, **hosts)
+      _check_towers(config, loaders[name].tower_tokenizer, fields)
   return loaders
+
+
+def _check_towers(
+  config: ml_collections.ConfigDict, tokenizer: tokenizers.Tokenizer | None, fields: dict[str, Any]
+) -> None:
+  """Of every published tower in the config, whose ids a stream holds."""
+  if tokenizer is None:
+    return
+  towers = config.model.rewards.values() if "rewards" in config.model else (config.model.tower,)
+  for tower in towers:
+    if two_tower.is_published(tower):
+      check_tower_tokenizer(tokenizer, two_tower.make_config(**tower), fields["tower_tokens"])
 
 
 def train_streams(config: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ Dims: B batch, H W C latent, M solver steps, E pooled text features.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +71,8 @@ class ReflConfig:
 class Refl:
   """One player, DiT and LLM together; VAE, ByT5 and the reward models are frozen.
 
-  Streams: `prompts` (id_B, llm_ids_BL, byt5_ids_BG, size_B2, and a latent or picture, of which only the shape is used)
-  and `train`, as stage denoise reads it.
+  Streams: `prompts` (id_B, llm_ids_BL, byt5_ids_BG, size_B2, tower_ids_BL for rewards that started from a published
+  model, and a latent or picture, of which only the shape is used) and `train`, as stage denoise reads it.
   """
 
   players = (POLICY,)
@@ -184,11 +185,12 @@ class Refl:
   def _scores(self, frozen, data, image_BHWC, names) -> dict[str, jax.Array]:
     """{reward: r_B} of `names`."""
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
-    text_BE = reward.text_features(self.model, encoders, data)
-    return {
-      name: reward.score(self._towers[name].bind(frozen[_REWARD.format(name)]), image_BHWC, text_BE)
-      for name in names
-    }
+    features = functools.cache(lambda: reward.text_features(self.model, encoders, data))
+    out = {}
+    for name in names:
+      tower = self._towers[name].bind(frozen[_REWARD.format(name)])
+      out[name] = reward.score(tower, image_BHWC, reward.texts(tower, data, features))
+    return out
 
   def _rewards(self, policy, frozen, batch, rng) -> dict[str, tuple[jax.Array, jax.Array]]:
     data = batch["train"]

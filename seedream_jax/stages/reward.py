@@ -5,6 +5,8 @@
 The paper gives the ranking loss and that the CLIP's own output is the reward; the form of r is the usual one. The text
 side is the model's own two encoders, frozen, and a projection, so that a reward reads both languages and the strings to
 be rendered.  # ours; undisclosed
+A tower may instead be a published CLIP or Chinese-CLIP, which is tuned with both its sides and reads the prompt in its
+own ids.
 
 Dims: B pairs, R = 2 (preferred, rejected), H W C pixels, L LLM tokens, G glyph bytes, E pooled text features, P joint
 embedding.
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.models import clip, llm, text_to_image
+from seedream_jax.models import clip, llm, text_to_image, two_tower
 from seedream_jax.stages import align
 
 ENCODERS = ("llm", "byt5")
@@ -60,16 +62,47 @@ def text_width(model: text_to_image.TextToImage) -> int:
   return 2 * model.configs["llm"].width + model.configs["byt5"].width
 
 
+Tower = clip.Clip | two_tower.TwoTower
+
+
 def part(model: text_to_image.TextToImage, tower: ConfigDict) -> types.Part:
-  """The reward model's own tree: image tower, text projection and temperature."""
+  """The reward model's own tree: image tower, text projection (or published text tower) and temperature."""
+  if two_tower.is_published(tower):
+    published = two_tower.make_config(**tower)
+    return types.Part.from_module(lambda rngs: two_tower.TwoTower(published, rngs=rngs))
   cfg = clip.make_config(**{"text_dim": text_width(model), **tower})
   return types.Part.from_module(lambda rngs: clip.Clip(cfg, rngs=rngs))
 
 
-def score(tower: clip.Clip, image_BHWC: jax.Array, text_BE: jax.Array) -> jax.Array:
+def texts(tower: Tower, data, features: Callable[[], jax.Array]) -> jax.Array:
+  """text_BP of prompts.
+
+  Args:
+    tower: either kind.
+    data: tower_ids_BL for a published one.
+    features: fn() -> `text_features`, for the other.
+  """
+  if isinstance(tower, two_tower.TwoTower):
+    ids_BL = data["tower_ids_BL"]
+    return tower.text(ids_BL, tower.text_model.mask(ids_BL))
+  return tower.text(features())
+
+
+def pictures(tower: Tower, image_BHWC: jax.Array) -> jax.Array:
+  """image_BP of uint8 or [-1, 1] pixels, differentiable in the latter."""
+  if isinstance(tower, two_tower.TwoTower):
+    image_BHWC = two_tower.fit(image_BHWC, tower.cfg.vision)
+  return tower.image(image_BHWC)
+
+
+def scale(tower: Tower) -> jax.Array:
+  """The temperature, at most 100: CLIP's own bound, which published weights have reached."""
+  return jnp.minimum(tower.scale(), 100.0)
+
+
+def score(tower: Tower, image_BHWC: jax.Array, text_BP: jax.Array) -> jax.Array:
   """r_B, differentiable in the picture."""
-  cosine_B = jnp.sum(tower.image(image_BHWC) * tower.text(text_BE), axis=1)
-  return tower.scale() * cosine_B
+  return scale(tower) * jnp.sum(pictures(tower, image_BHWC) * text_BP, axis=1)
 
 
 def ranking_loss(score_BR: jax.Array) -> jax.Array:
@@ -78,13 +111,14 @@ def ranking_loss(score_BR: jax.Array) -> jax.Array:
 
 
 class Reward:
-  """One player, the tower; both text encoders are frozen."""
+  """One player, the tower; both text encoders are frozen, and there are none beside a published tower."""
 
   players = ("tower",)
 
   def __init__(self, cfg: RewardConfig, model: ConfigDict):
     self.cfg = cfg
-    encoders = ConfigDict({name: model[name] for name in ENCODERS})
+    self._published = two_tower.is_published(model.tower)
+    encoders = ConfigDict({name: model[name] for name in ENCODERS if not self._published})
     self.model = text_to_image.TextToImage(encoders, trained=())
     self._parts = {"tower": part(self.model, model.tower), **self.model.parts}
 
@@ -112,19 +146,17 @@ class Reward:
     del ema, rng, player, step
     data = batch["train"]
     tower = self._parts["tower"].bind(params["tower"])
-    text_BE = jax.lax.stop_gradient(text_features(self.model, frozen, data))
-    score_BR, image_BP, text_BP = self._scores(tower, data["image_BRHWC"], text_BE)
+    score_BR, image_BP, text_BP = self._scores(tower, frozen, data)
     rank_B = ranking_loss(score_BR)
     total_B, weight = rank_B, jnp.float32(len(rank_B))
     right_B = (score_BR[:, 0] > score_BR[:, 1]).astype(jnp.float32)
     metrics = {
       "rank_loss": (jnp.sum(rank_B), weight),
       "accuracy": (jnp.sum(right_B), weight),
-      "scale": (tower.scale(), jnp.ones(())),
+      "scale": (scale(tower), jnp.ones(())),
     }
     if self.cfg.pair_weight:
-      same_BB = _same(data["llm_ids_BL"]) & _same(data["byt5_ids_BG"])
-      pair_B = align.contrastive_loss(image_BP, text_BP, tower.scale(), same_BB)
+      pair_B = align.contrastive_loss(image_BP, text_BP, scale(tower), self._same_prompt(data))
       total_B = total_B + self.cfg.pair_weight * pair_B
       metrics["pair_loss"] = (jnp.sum(pair_B), weight)
     return types.Loss(jnp.sum(total_B), weight, metrics, {})
@@ -135,7 +167,7 @@ class Reward:
     def scores(params, frozen, batch, rng=None):
       del rng
       data, tower = batch["train"], self._parts["tower"].bind(params["tower"])
-      return self._scores(tower, data["image_BRHWC"], text_features(self.model, frozen, data))[0]
+      return self._scores(tower, frozen, data)[0]
 
     def val_loss(params, frozen, batch, rng=None):
       rank_B = ranking_loss(scores(params, frozen, batch, rng))
@@ -143,13 +175,22 @@ class Reward:
 
     return {"scores": scores, "val_loss": val_loss}
 
-  def _scores(self, tower, image_BRHWC, text_BE):
+  def _scores(self, tower: Tower, frozen, data):
     """r_BR, and the unit vectors of the preferred pictures and of the prompts."""
+    image_BRHWC = data["image_BRHWC"]
     b, r = image_BRHWC.shape[:2]
-    image_BRP = tower.image(image_BRHWC.reshape(b * r, *image_BRHWC.shape[2:])).reshape(b, r, -1)
-    text_BP = tower.text(text_BE)
-    score_BR = tower.scale() * jnp.einsum("brp,bp->br", image_BRP, text_BP)
+    image_BRP = pictures(tower, image_BRHWC.reshape(b * r, *image_BRHWC.shape[2:]))
+    image_BRP = image_BRP.reshape(b, r, -1)
+    text_BP = texts(
+      tower, data, lambda: jax.lax.stop_gradient(text_features(self.model, frozen, data))
+    )
+    score_BR = scale(tower) * jnp.einsum("brp,bp->br", image_BRP, text_BP)
     return score_BR, image_BRP[:, 0], text_BP
+
+  def _same_prompt(self, data) -> jax.Array:
+    if self._published:
+      return _same(data["tower_ids_BL"])
+    return _same(data["llm_ids_BL"]) & _same(data["byt5_ids_BG"])
 
 
 def _same(ids_BL: jax.Array) -> jax.Array:

@@ -98,6 +98,27 @@ class LoaderTest(parameterized.TestCase):
     want = dict(id_B="uint32", image_BHWC="uint8", llm_ids_BL="int32", byt5_ids_BG="int32")
     self.assertEqual(dtypes, {**want, "size_B2": "int32"})
 
+  def test_a_tower_reads_the_same_caption_in_its_own_ids(self):
+    """At its own length, beside the LLM's ids and without them; what is too long is cut before the end token."""
+    path = datasets.fast_tokenizer(f"{self.root}/tower")
+    own, length = tokenizers.open_tokenizer(path), 14
+    tower = dict(tower_tokenizer=path, tower_tokens=length)
+    both = self.make(features=(*FEATURES, "tower_ids_BL"), **tower)
+    lengths = set()
+    for batch in self.take(both, 6):
+      for llm_ids_L, ids_L in zip(batch["llm_ids_BL"], batch["tower_ids_BL"]):
+        tokens = own.encode(self.tokenizer.decode(llm_ids_L))
+        lengths.add(len(tokens) > length)
+        want = tokens if len(tokens) <= length else [*tokens[: length - 1], own.eos_id]
+        np.testing.assert_array_equal(ids_L, own.pad(want, length))
+    self.assertEqual(lengths, {False, True})
+    alone = self.make(features=("id_B", "tower_ids_BL"), **tower).batch(0)
+    self.assertEqual(
+      {k: v.shape for k, v in alone.items()}, {"id_B": (4,), "tower_ids_BL": (4, 14)}
+    )
+    with self.assertRaisesRegex(types.UserError, "data.tower_tokenizer: not given"):
+      self.make(features=("tower_ids_BL",))
+
   def test_resuming_equals_going_on(self):
     want = self.take(self.make(), 40)  # beyond the first epoch's 14 batches or so
     for start in (1, 13, 29):

@@ -89,7 +89,7 @@ class NamesTest(parameterized.TestCase):
     for path, group in names.by_leaf(found).items():
       want = trees.flatten(params)[path]
       whole = tuple(slice(0, n) for n in want.shape)
-      got = names.read_leaf(group, lambda name, index: tensors[name][index], whole)
+      got = names.read_leaf(group, lambda name, index: tensors[name][index], whole, np.float32)
       np.testing.assert_array_equal(got, want, err_msg=path)
 
   def test_what_stands_there_is_not_overwritten(self):

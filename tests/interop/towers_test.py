@@ -26,7 +26,15 @@ CONFIGS = {
   ),
   "dinov2": dict(model_type="dinov2", mlp_ratio=2, **VISION),
   "swiglu": dict(model_type="dinov2", use_swiglu_ffn=True, **VISION),
+  "registers": dict(
+    model_type="dinov2_with_registers", mlp_ratio=2, num_register_tokens=3, **VISION
+  ),
 }
+
+
+def table_of(config: dict) -> str:
+  """A key of huggingface.TABLES."""
+  return config["model_type"].removesuffix("_with_registers")
 
 
 def publish(config: dict, change=None) -> str:
@@ -39,7 +47,7 @@ def publish(config: dict, change=None) -> str:
   folder = parity.folder()
   with open(os.path.join(folder, "config.json"), "w") as f:
     json.dump(config, f)
-  name = config["model_type"]
+  name = table_of(config)
   rng, params = np.random.default_rng(0), parity.part(name, folder).abstract
   params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), params)
   tensors = names.to_theirs(huggingface.TABLES[name], params)
@@ -54,8 +62,8 @@ class TablesTest(parameterized.TestCase):
   def test_what_is_written_is_read(self, name):
     config = CONFIGS[name]
     folder = publish(config)
-    _, params = parity.load(config["model_type"], folder)
-    again = names.to_theirs(huggingface.TABLES[config["model_type"]], params)
+    _, params = parity.load(table_of(config), folder)
+    again = names.to_theirs(huggingface.TABLES[table_of(config)], params)
     source = huggingface.Source(folder)
     self.assertEqual(again.keys(), source.shapes.keys())
     for key, x in again.items():
@@ -91,6 +99,7 @@ class TablesTest(parameterized.TestCase):
       ("dinov2", "embeddings.position_embeddings", (1, 10, 12)),
       ("dinov2", "encoder.layer.1.layer_scale2.lambda1", (12,)),
       ("swiglu", "encoder.layer.1.mlp.weights_in.weight", (64, 12)),
+      ("registers", "embeddings.register_tokens", (1, 3, 12)),
     ):
       source = huggingface.Source(publish(CONFIGS[name]))
       self.assertEqual(source.shapes[key], shape, key)
@@ -147,7 +156,7 @@ class RefusalsTest(parameterized.TestCase):
     ("chinese_clip", dict(text_config=TEXT | dict(position_embedding_type="relative_key")),
      "text_config.position_embedding_type='relative_key', this model can only 'absolute'"),
     ("dinov2", dict(hidden_act="silu"), "hidden_act='silu', this model can only 'gelu'"),
-    ("dinov2", dict(model_type="dinov2_with_registers"), "expected one of dinov2"),
+    ("dinov2", dict(model_type="dinov3_vit"), "expected one of dinov2, dinov2_with_registers"),
   )  # fmt: skip
   def test_config(self, name, change, message):
     folder = publish(CONFIGS[name])
@@ -208,11 +217,14 @@ class ParityTest(parameterized.TestCase):
                     use_swiglu_ffn=True), at=(49, 63)),
   )  # fmt: skip
   def test_dinov2(self, sizes, at):
-    import torch
     import transformers
 
     config = transformers.Dinov2Config(image_size=35, patch_size=7, **sizes)
-    reference = transformers.Dinov2Model(config).eval()
+    self._dinov2(transformers.Dinov2Model(config).eval(), at)
+
+  def _dinov2(self, reference, at):
+    import torch
+
     parity.randomise(reference)
     folder, picture = parity.save(reference), image(*at)
     part, params = parity.load("dinov2", folder)
@@ -226,6 +238,18 @@ class ParityTest(parameterized.TestCase):
         return model(pixels.to(model.dtype)).last_hidden_state.float().numpy()
 
     parity.assert_parity(self, ours, theirs, reference)
+
+  @parameterized.parameters(
+    dict(sizes=dict(hidden_size=36, num_attention_heads=3, num_hidden_layers=3), at=(21, 56)),
+    dict(sizes=dict(hidden_size=40, num_attention_heads=5, num_hidden_layers=2, num_register_tokens=1,
+                    use_swiglu_ffn=True), at=(63, 35)),
+    dict(sizes=dict(hidden_size=36, num_attention_heads=3, num_hidden_layers=2), at=(35, 35)),
+  )  # fmt: skip
+  def test_dinov2_with_registers(self, sizes, at):
+    import transformers
+
+    config = transformers.Dinov2WithRegistersConfig(image_size=35, patch_size=7, **sizes)
+    self._dinov2(transformers.Dinov2WithRegistersModel(config).eval(), at)
 
   @parameterized.product(
     family=("clip", "chinese_clip"),

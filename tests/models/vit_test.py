@@ -137,6 +137,16 @@ class TextTest(parameterized.TestCase):
 
 
 class TwoTowerTest(absltest.TestCase):
+  def test_pictures_keep_their_ratio_and_get_about_the_tables_patches(self):
+    cfg = dataclasses.replace(VIT, grid=(4, 4))  # of 5 pixels a side
+    for size, want in (((48, 32), (25, 15)), ((20, 20), (20, 20)), ((16, 160), (5, 65))):
+      image_BHWC = jnp.zeros((2, *size, 3))
+      self.assertEqual(two_tower.fit(image_BHWC, cfg).shape, (2, *want, 3))
+    image_BHWC = np.array([0, 255], np.uint8).repeat(1200).reshape(1, 40, 20, 3)
+    top_BHWC = two_tower.fit(image_BHWC, cfg)
+    self.assertEqual(top_BHWC.shape, (1, 30, 15, 3))
+    np.testing.assert_allclose(top_BHWC[0, (3, -3), 7, 0], (-1, 1), atol=0.05)
+
   def test_unit_vectors_and_scale(self):
     one = dict(depth=1)
     text = two_tower.BertConfig(**TEXT | one)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import pathlib
 
@@ -17,9 +18,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRESETS = ("nano", "small", "base", "full")
 EXPERIMENTS = [(name, "") for name in ("autoencoder", "pretrain", "ct", "sft", "judge", "rater")]
 EXPERIMENTS += [("align", f",mode={m}") for m in ("lm", "pair", "glyph")]
-EXPERIMENTS += [
-  ("rlhf", f",mode={m}") for m in ("reward", "refl", "refl,rm_guard=out/guard", "dpo")
-]
+EXPERIMENTS += [("rlhf", f",mode={m}") for m in ("reward", "refl", "dpo")]
 CASES = [(name, preset, rest) for name, rest in EXPERIMENTS for preset in PRESETS]
 CASES.append(("rater", "nano", ",reads=glyphs"))
 
@@ -52,6 +51,21 @@ class ConfigsTest(parameterized.TestCase):
     """What training does before it reads anything, the stage's init included."""
     layout = open_lib.lay_out(config_of(name, "nano" + rest), jax.devices()[:1])
     self.assertEqual(set(layout.state.params), set(layout.stage.players))
+
+  def test_a_guard_is_watched_and_its_evaluator_reads_it(self):
+    folder = self.create_tempdir()
+    told = dict(model=dict(tower=dict(variant="nano")), data=dict(streams=dict(train={})))
+    folder.create_file("config.json", content=json.dumps(told))
+    options = f"nano,rm_text={folder.full_path},rm_guard={folder.full_path}"
+    config = config_of("rlhf", options)
+    self.assertEqual(
+      {name: fields.weight > 0 for name, fields in config.stage.rewards.items()},
+      dict(text=True, guard=False),
+    )
+    self.assertEqual(set(config.frozen), set(open_lib.make_stage(config).parts()) - {"dit+llm"})
+    watched = config.eval.evaluators.rewards
+    self.assertEqual((watched.kind, watched.score), ("Guard", "guard"))
+    self.assertEqual(tuple(watched.rewards), ("text",))
 
   @parameterized.parameters(*PRESETS)
   def test_golden_sharding(self, preset):

@@ -81,11 +81,9 @@ class ReflTest(absltest.TestCase):
     @jax.jit
     def scores(x0, row):
       image, text_BE = model.decode(frozen, x0), reward.text_features(model, encoders, row)
-      towers = {name: self.stage.parts()[f"reward_{name}"] for name in REWARDS}
-      return {
-        name: reward.score(tower.bind(frozen[f"reward_{name}"]), image, text_BE)[0]
-        for name, tower in towers.items()
-      }
+      parts = self.stage.parts()
+      towers = {name: parts[f"reward_{name}"].bind(frozen[f"reward_{name}"]) for name in REWARDS}
+      return {n: reward.score(tower, image, tower.text(text_BE))[0] for n, tower in towers.items()}
 
     for b in range(B):
       row = {k: jnp.asarray(v[b : b + 1]) for k, v in data.items()}

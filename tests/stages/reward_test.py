@@ -129,5 +129,48 @@ class RewardTest(absltest.TestCase):
       stage_of(margin=1.0)
 
 
+PUBLISHED = dict(
+  vision=dict(width=12, depth=1, num_heads=3, mlp_dim=14, patch=4, grid=(2, 3), pre_norm=True),
+  text=dict(width=10, depth=1, num_heads=2, mlp_dim=14, vocab_size=23, length=7),
+  embed_dim=11,
+)
+
+
+class PublishedTowerTest(absltest.TestCase):
+  """A Chinese-CLIP in place of the tower: no encoders beside it, both its sides are tuned."""
+
+  def test_scores_are_its_own_and_both_sides_learn(self):
+    model = dict(tower=PUBLISHED)
+    stage = reward.make(ConfigDict(dict(stage=dict(name="reward", pair_weight=0.1), model=model)))
+    self.assertEqual(list(stage.parts()), ["tower"])
+    params = {"tower": tiny.draw(stage.parts()["tower"].abstract)}
+    params["tower"]["logit_scale"] = jnp.float32(7.0)  # beyond 100
+    given = batch()
+    data = {key: given[key] for key in ("id_B", "image_BRHWC")}
+    data["tower_ids_BL"] = np.where(
+      given["llm_ids_BL"] == 3, 5, given["llm_ids_BL"]
+    )  # 0 is padding
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+      rng, step = jax.random.key(0), jnp.int32(0)
+      out = stage.loss(params, {}, {}, {"train": data}, rng, player="tower", step=step)
+      scores_BR = stage.predict_fns()["scores"](params, {}, {"train": data})
+      tower = stage.parts()["tower"].bind(params["tower"])
+      text_BP = tower.text(data["tower_ids_BL"], data["tower_ids_BL"] != 0)
+      image_BP = tower.image(data["image_BRHWC"][:, 1])  # of the table's own size
+      want_B = 100.0 * jnp.sum(image_BP * text_BP, axis=1)
+      return out.total, (out.metrics, scores_BR, want_B)
+
+    (_, (metrics, scores_BR, want_B)), grads = jax.jit(loss)(params)
+    np.testing.assert_allclose(scores_BR[:, 1], want_B, rtol=1e-4)
+    np.testing.assert_allclose(
+      metrics["rank_loss"][0], jnp.sum(reward.ranking_loss(scores_BR)), rtol=1e-5
+    )
+    for side in ("vision_model", "text_model"):
+      size = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(grads["tower"][side]))
+      self.assertGreater(size, 1e-4, side)
+
+
 if __name__ == "__main__":
   absltest.main()
