@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pathlib
+import tempfile
 
 import jax
 import ml_collections
@@ -53,11 +54,10 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(set(layout.state.params), set(layout.stage.players))
 
   def test_a_guard_is_watched_and_its_evaluator_reads_it(self):
-    folder = self.create_tempdir()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
     told = dict(model=dict(tower=dict(variant="nano")), data=dict(streams=dict(train={})))
-    folder.create_file("config.json", content=json.dumps(told))
-    options = f"nano,rm_text={folder.full_path},rm_guard={folder.full_path}"
-    config = config_of("rlhf", options)
+    pathlib.Path(folder, "config.json").write_text(json.dumps(told))
+    config = config_of("rlhf", f"nano,rm_text={folder},rm_guard={folder}")
     self.assertEqual(
       {name: fields.weight > 0 for name, fields in config.stage.rewards.items()},
       dict(text=True, guard=False),
