@@ -247,7 +247,8 @@ class TwinTest(parameterized.TestCase):
     if "guidance" in cfg.conds:
       inputs["guidance"] = torch.tensor([1.0, 4.5])
     if cfg.labels:
-      inputs["tags"], inputs["origin"] = torch.tensor([[1, 0, 1], [0, 1, 1]]), torch.tensor([0, 1])
+      inputs["tags"] = torch.tensor([[1, 0, -1], [-1, -1, -1]])  # the second knows none
+      inputs["origin"] = torch.tensor([0, 1])
     with torch.no_grad():
       want = twin(**inputs).permute(0, 2, 3, 1).numpy()
     x = {name: jnp.asarray(value.numpy()) for name, value in inputs.items()}
