@@ -4,9 +4,10 @@ r"""Loading a published LLM into sharded JAX arrays, against transformers' from_
 
 The folder holds random bfloat16 weights of Qwen3-0.6B's shape (1.19 GB in shards), written into a temporary folder, so
 the page cache is warm. A child starts, imports what it needs ("import_s"), loads ("load_s") and adds up every bit
-pattern it holds ("sum_s"): sums that differ are an error, and a mapped file has been read by then. "peak_GB" is the
-child's peak resident memory less what it had after its imports, mapped pages of the files included; "held_GB" what it
-still has after the sum. Ratios are ours over theirs: below 1 where we are quicker or smaller.
+pattern it holds ("sum_s"): sums that differ are an error, and a mapped file has been read by then. "cpu_s" is what
+load and sum took of all cores, whoever else had them. "peak_GB" is the child's peak resident memory less what it had
+after its imports, mapped pages of the files included; "held_GB" what it still has after the sum. Ratios are ours over
+theirs: below 1 where we are quicker or smaller.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
   else:
     import torch  # noqa: F401
     from transformers import Qwen3Model  # noqa: F401  its module is imported lazily
-  start, before = time.perf_counter(), _resident()
+  start, cpu, before = time.perf_counter(), time.process_time(), _resident()
   arrays = load_ours(job["folder"], devices) if devices else load_theirs(job["folder"])
   end = time.perf_counter()
   total = sum(int(x.view(np.uint16).sum(dtype=np.uint64)) for x in arrays)
@@ -125,6 +126,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     "import_s": start - begin,
     "load_s": end - start,
     "sum_s": done - end,
+    "cpu_s": time.process_time() - cpu,
     "peak_GB": peak * 1.024 - before,
     "held_GB": _resident() - before,
     "checksum": total,

@@ -4,20 +4,20 @@ r"""Start-up: seconds from the command to the first training step done, compile 
   python -m benchmarks.startup --what dit --rounds 2 --out benchmarks/results/startup-dit.json
 
 verb: `python -m seedream_jax.train` of experiments/pretrain.py:nano on fresh posters, indexed before, VAE and text
-encoders in the step, until its first line of metrics; then it is killed. "import" ends when the workdir is claimed;
-"open" (config, weights, data) when the first program is traced; "init" when the config is written; "step" is the rest.
-"xla" is the compiler's share of it all, or the reading of its cache; from JAX's own log.
+encoders in the step, until its first line of metrics; then it is killed. "import" ends when the workdir is claimed,
+"open" (weights, data, state) when the config is written, "step" is the rest. "xla" is the compiler's share of it all,
+or the reading of its cache, from JAX's own log; "cpu" the CPU seconds of all cores, whoever else had them.
 dit: a train step of the nano DiT alone, and its PyTorch twin's under torch.compile and eager, in children of their own:
-"import", "build" (model and data), "step" (the first, compiled or read from the cache).
+"import", "build" (model and data), "step" (the first, compiled or read from the cache), "cpu".
 A cold child has an empty home and temporary folder, in which both keep their caches; a cached one has the last cold
 one's. Ratios are ours over theirs.
 """
 
 import argparse
-import datetime
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import machine, rounds, sides
 
 _POLL_SECONDS = 0.02
-_DONE = re.compile(r"^W\d{4} (\d\d:\d\d:\d\d\.\d+).*Finished (.*) in ([\d.e+-]+) sec", re.MULTILINE)
+_COMPILED = re.compile(r"Finished XLA compilation of .* in ([\d.e+-]+) sec")
 _SHAPE = dict(batch=16, side=8, length=32)  # nano's, as in benchmarks.twin
 _CHILDREN = ("ours", "torch.compile", "torch eager")
 
@@ -39,24 +39,9 @@ def cached_in(home: str) -> dict[str, str]:
   return {"HOME": home, "TMPDIR": home, "TORCHINDUCTOR_CACHE_DIR": os.path.join(home, "inductor")}
 
 
-def phases(
-  begin: float, claimed: float, configured: float, first: float, log: str
-) -> rounds.Measures:
-  """Seconds of each phase of a training's start, from moments of its files and the lines of its log."""
-  today = datetime.datetime.fromtimestamp(begin).date()
-  done = []  # (end, seconds, what)
-  for clock, what, seconds in _DONE.findall(log):
-    end = datetime.datetime.combine(today, datetime.time.fromisoformat(clock)).timestamp()
-    done.append((end, float(seconds), what))
-  traced = min((end - s for end, s, _ in done if end - s > claimed), default=configured)
-  return {
-    "all_s": first - begin,
-    "import_s": claimed - begin,
-    "open_s": traced - claimed,
-    "init_s": configured - traced,
-    "step_s": first - configured,
-    "xla_s": sum(s for end, s, what in done if "XLA compilation" in what and end <= first),
-  }
+def xla_seconds(log: str) -> float:
+  """What the log of a run says that XLA took, reading its cache included."""
+  return sum(float(seconds) for seconds in _COMPILED.findall(log))
 
 
 def start_training(data: str, home: str) -> rounds.Measures:
@@ -87,10 +72,17 @@ def start_training(data: str, home: str) -> rounds.Measures:
           os.killpg(process.pid, signal.SIGKILL)
         process.wait()
       log.seek(0)
-      claimed, configured = (
+      claimed, opened = (
         os.path.getmtime(os.path.join(workdir, name)) for name in (".lock", "config.json")
       )
-      return phases(begin, claimed, configured, os.path.getmtime(metrics), log.read())
+      first = os.path.getmtime(metrics)
+      return {
+        "all_s": first - begin,
+        "import_s": claimed - begin,
+        "open_s": opened - claimed,
+        "step_s": first - opened,
+        "xla_s": xla_seconds(log.read()),
+      }
 
 
 def write_twin(folder: str) -> None:
@@ -139,9 +131,22 @@ def measure(job: dict[str, Any]) -> rounds.Measures:
   }
 
 
+def with_cpu(make: Any) -> Any:
+  """`make(home)` with the CPU seconds of its processes, of all cores, whoever else had them."""
+
+  def run(home: str) -> rounds.Measures:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = make(home)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**found, "cpu_s": spent}
+
+  return run
+
+
 def both(make: Any, folder: str) -> dict[str, Any]:
   """{"cold": fn, "cached": fn} of make(home); a cached run follows the cold one whose home it takes."""
-  home = os.path.join(folder, "home")
+  home, make = os.path.join(folder, "home"), with_cpu(make)
 
   def cold() -> rounds.Measures:
     shutil.rmtree(home, ignore_errors=True)
