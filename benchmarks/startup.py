@@ -8,7 +8,8 @@ encoders in the step, until its first line of metrics; then it is killed. "impor
 "open" (weights, data, state) when the config is written, "step" is the rest. "xla" is the compiler's share of it all,
 or the reading of its cache, from JAX's own log; "cpu" the CPU seconds of all cores, whoever else had them.
 dit: a train step of the nano DiT alone, and its PyTorch twin's under torch.compile and eager, in children of their own:
-"import", "build" (model and data), "step" (the first, compiled or read from the cache), "cpu".
+"import", "build" (model and data), "step" (the first, compiled or read from the cache), "cpu" (without what torch's
+compile workers spend, should they outlive their parent).
 A cold child has an empty home and temporary folder, in which both keep their caches; a cached one has the last cold
 one's. Ratios are ours over theirs.
 """
@@ -31,7 +32,6 @@ from benchmarks import machine, rounds, sides
 _POLL_SECONDS = 0.02
 _COMPILED = re.compile(r"Finished XLA compilation of .* in ([\d.e+-]+) sec")
 _SHAPE = dict(batch=16, side=8, length=32)  # nano's, as in benchmarks.twin
-_CHILDREN = ("ours", "torch.compile", "torch eager")
 
 
 def cached_in(home: str) -> dict[str, str]:
@@ -175,18 +175,20 @@ def prepare(what: str, folder: str) -> tuple[dict[str, Any], list[tuple[str, str
     found = both(lambda home: start_training(data, home), folder)
     return {f"train, {name}": fn for name, fn in found.items()}, [("train, cached", "train, cold")]
   write_twin(folder)
-  out, pairs = {}, []
-  for name in _CHILDREN:
 
-    def child(home: str, name: str = name) -> rounds.Measures:
-      job = {"side": name, "folder": folder, "begin": time.time()}
-      return rounds.child("benchmarks.startup", job, **cached_in(home))
+  def child(name: str) -> Any:
+    job = {"side": name, "folder": folder}
+    return lambda home: rounds.child(
+      "benchmarks.startup", {**job, "begin": time.time()}, **cached_in(home)
+    )
 
-    place = os.path.join(folder, name.replace(" ", "_"))
-    out |= {f"{name}, {state}": fn for state, fn in both(child, place).items()}
-  for state in ("cold", "cached"):
-    pairs += [(f"ours, {state}", f"{name}, {state}") for name in _CHILDREN[1:]]
-  return out, pairs
+  out = {}
+  for name in ("ours", "torch.compile"):
+    found = both(child(name), os.path.join(folder, name))
+    out |= {f"{name}, {state}": fn for state, fn in found.items()}
+  out["torch eager"] = both(child("torch eager"), os.path.join(folder, "eager"))["cold"]
+  pairs = [(f"ours, {state}", f"torch.compile, {state}") for state in ("cold", "cached")]
+  return out, [*pairs, ("ours, cold", "torch eager")]
 
 
 def main() -> int:
