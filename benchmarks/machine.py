@@ -1,7 +1,12 @@
-"""Which tree and which machine a measurement is of; imports no JAX."""
+"""Which tree, command and machine a measurement is of; imports no JAX."""
 
 import os
+import pathlib
+import shlex
 import subprocess
+import sys
+import time
+from typing import Any
 
 
 def commit() -> str:
@@ -15,3 +20,15 @@ def cpu() -> str:
   with open("/proc/cpuinfo", encoding="utf-8") as f:
     names = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
   return f"{os.cpu_count()} cores of {names[0] if names else 'unknown'}"
+
+
+def origin() -> dict[str, Any]:
+  """What every result opens with; a load near or above the number of cores says "beside other work"."""
+  name = pathlib.Path(sys.argv[0]).stem
+  return {
+    "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+    "commit": commit(),
+    "date": time.strftime("%Y-%m-%d"),
+    "cpu": cpu(),
+    "load_when_begun": round(os.getloadavg()[0], 1),
+  }

@@ -99,8 +99,11 @@ def _xla(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal, bias_NSL, scale):
 
 
 def _cudnn(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal, scale):
-  """cuDNN's fused kernel; it has no float32."""
-  mask = None if mask_BL is None else mask_BL[:, None, None, :]
+  """cuDNN's fused kernel; it has no float32, and its mask must name every query."""
+  mask = None
+  if mask_BL is not None:
+    batch, keys = mask_BL.shape
+    mask = jnp.broadcast_to(mask_BL[:, None, None, :], (batch, 1, q_BSNK.shape[1], keys))
   return jax.nn.dot_product_attention(
     q_BSNK, k_BLNK, v_BLNK, mask=mask, is_causal=causal, scale=scale, implementation="cudnn"
   )

@@ -1,9 +1,12 @@
 """Joint attention against numpy, its gradient against jax.nn, and every backend against xla."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax._src.cudnn import fused_attention_stablehlo
 
 from seedream_jax import types
 from seedream_jax.engine import mesh
@@ -139,6 +142,18 @@ class AttentionTest(parameterized.TestCase):
     self.assertLen(exponents, 1)
     self.assertEqual(exponents[0].invars[0].aval.dtype, jnp.float32)
     self.assertEqual(jaxpr.out_avals[0].dtype, jnp.bfloat16)
+
+  def test_cudnn_is_called_with_a_mask_for_every_query(self):
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in _inputs(queries=4))
+    mask_BL = np.ones((B, S), bool)
+
+    def loss(q, k, v):
+      return attention.joint(q, k, v, mask_BL, backend="cudnn").astype(jnp.float32).sum()
+
+    with mock.patch.object(fused_attention_stablehlo, "check_cudnn_version"):  # there is none here
+      jaxpr = jax.make_jaxpr(loss)(q, k, v)
+    calls = [e for e in _equations(jaxpr.jaxpr) if "dot_product_attention" in e.primitive.name]
+    self.assertIn((B, 1, 4, S), [x.aval.shape for x in calls[0].invars])
 
   def test_what_does_not_fit_is_named(self):
     q, k, v = _inputs(kv_heads=3)
