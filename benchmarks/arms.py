@@ -11,7 +11,6 @@ equal when every interval lies within 3 points.
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,8 +108,7 @@ def main(argv: Sequence[str]) -> int:
   del argv
   result = collect(_FOLDER.value, _SEEDS.value, _COMPARE.value, _METRICS.value)
   print(table(result, _METRICS.value))
-  told = {"command": " ".join(sys.argv), "commit": machine.commit(), "cpu": machine.cpu()}
-  report_lib.write_json(_OUT.value, {**told, **result})
+  report_lib.write_json(_OUT.value, {**machine.origin(), **result})
   print(json.dumps({"out": _OUT.value, "comparisons": len(result["differences"])}))
   return 0
 
