@@ -14,7 +14,7 @@ import tokenizers as fast
 from absl.testing import absltest, parameterized
 
 from data_pipelines import convert
-from data_pipelines.preferences import score
+from data_pipelines.preferences import scorer
 from experiments import common, pretrain, rlhf
 from seedream_jax import types
 from seedream_jax.data import tokenizers
@@ -126,7 +126,7 @@ class ConvertTest(parameterized.TestCase):
     made = tokenizers.open_tokenizer(config.data.streams.train.tower_tokenizer)
     open_lib.check_tower_tokenizer(made, cfg, config.data.streams.train.tower_tokens)
     self.assertEqual(made.encode("red 熊猫 pandas"), [2, 4, 7, 8, 5, 6, 3])
-    found = score.reading(config)("red 熊猫 pandas, red 熊猫 pandas")["tower_ids_BL"]
+    found = scorer.reading(config)("red 熊猫 pandas, red 熊猫 pandas")["tower_ids_BL"]
     self.assertEqual(found.tolist(), [2, 4, 7, 8, 5, 6, 1, 4, 3])  # cut, the end kept
     abstract = stage.parts()["tower"].abstract
     drawn = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)

@@ -348,7 +348,9 @@ class ExportTest(parameterized.TestCase):
     back = {}
     for path, group in names.by_leaf(names.entries(names.DIT, base.abstract)).items():
       whole = tuple(slice(0, n) for n in trees.flatten(base.abstract)[path].shape)
-      back[path] = names.read_leaf(group, lambda name, index: tensors[name][index], whole)
+      back[path] = names.read_leaf(
+        group, lambda name, index: tensors[name][index], whole, np.float32
+      )
     want = trees.flatten(lora.merge(self._model().params["dit"], lora.make_config(_lora(DIT))))
     self.assertEqual(back.keys(), want.keys())
     for path, x in want.items():
