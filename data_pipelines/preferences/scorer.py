@@ -14,6 +14,8 @@ from seedream_jax.data import tokenizers
 from seedream_jax.eval import evaluators
 from seedream_jax.run import open as open_lib
 
+_BATCH = 64  # records a call
+
 
 def reading(config: ml_collections.ConfigDict) -> Callable[[str], dict[str, np.ndarray]]:
   """fn(prompt) -> one example's text features, as the reward's own run read them."""
@@ -34,7 +36,7 @@ def reading(config: ml_collections.ConfigDict) -> Callable[[str], dict[str, np.n
 class Scorer:
   """The reward of a training workdir, its average weights."""
 
-  def __init__(self, workdir: str, batch_size: int = 64):
+  def __init__(self, workdir: str):
     """Reads the newest whole checkpoint.
 
     Raises:
@@ -50,21 +52,20 @@ class Scorer:
     self._params, self._frozen = evaluators.eval_params(restored[0]), exp.frozen
     self._fn = jax.jit(exp.stage.predict_fns()["scores"])
     self._encode = reading(config)
-    self._batch_size = batch_size
 
   def __call__(self, asked: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
     """score_R of each (prompt, uint8 image_RHWC), in order; every record has the same R, H and W."""
     chunk: list[tuple[str, np.ndarray]] = []
     for row in asked:
       chunk.append(row)
-      if len(chunk) == self._batch_size:
+      if len(chunk) == _BATCH:
         yield from self._scores(chunk)
         chunk = []
     if chunk:
       yield from self._scores(chunk)
 
   def _scores(self, chunk: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    padded = chunk + chunk[-1:] * (self._batch_size - len(chunk))  # one program for every batch
+    padded = chunk + chunk[-1:] * (_BATCH - len(chunk))  # one program for every batch
     texts = [self._encode(prompt) for prompt, _ in padded]
     batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
     batch["image_BRHWC"] = np.stack([image_RHWC for _, image_RHWC in padded])

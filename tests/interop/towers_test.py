@@ -220,9 +220,9 @@ class ParityTest(parameterized.TestCase):
     import transformers
 
     config = transformers.Dinov2Config(image_size=35, patch_size=7, **sizes)
-    self._dinov2(transformers.Dinov2Model(config).eval(), at)
+    self.assert_dinov2_agrees(transformers.Dinov2Model(config).eval(), at)
 
-  def _dinov2(self, reference, at):
+  def assert_dinov2_agrees(self, reference, at):
     import torch
 
     parity.randomise(reference)
@@ -249,7 +249,7 @@ class ParityTest(parameterized.TestCase):
     import transformers
 
     config = transformers.Dinov2WithRegistersConfig(image_size=35, patch_size=7, **sizes)
-    self._dinov2(transformers.Dinov2WithRegistersModel(config).eval(), at)
+    self.assert_dinov2_agrees(transformers.Dinov2WithRegistersModel(config).eval(), at)
 
   @parameterized.product(
     family=("clip", "chinese_clip"),
