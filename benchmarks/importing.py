@@ -161,9 +161,7 @@ def main() -> int:
     raise RuntimeError(f"the sides did not load the same weights: {checksums}")
   pairs = [(name, "transformers") for name, devices in SIDES.items() if devices]
   report["results"] = rounds.compare(found, pairs)
-  rounds.write(args.out, report)
-  print(rounds.table(f"importing {report['folder_GB']:.2f} GB", report["results"]))
-  print(json.dumps(report["results"]["ratio"]))
+  rounds.tell(f"importing {report['folder_GB']:.2f} GB", report, args.out)
   return 0
 
 

@@ -87,6 +87,13 @@ def table(title: str, result: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def tell(title: str, report: Mapping[str, Any], path: str) -> None:
+  """Writes a report whose `results` are of `compare`, and prints its table and, as the last line, its ratios."""
+  write(path, report)
+  print(table(title, report["results"]))
+  print(json.dumps(report["results"]["ratio"]))
+
+
 def write(path: str, report: Mapping[str, Any]) -> None:
   """Writes a report, whole or not at all; an empty path is nowhere."""
   if path:

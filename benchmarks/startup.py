@@ -209,9 +209,7 @@ def main() -> int:
   finally:
     shutil.rmtree(folder)
   report["results"] = rounds.compare(found, pairs)
-  rounds.write(args.out, report)
-  print(rounds.table(f"start-up: {args.what}", report["results"]))
-  print(json.dumps(report["results"]["ratio"]))
+  rounds.tell(f"start-up: {args.what}", report, args.out)
   return 0
 
 
