@@ -1,4 +1,4 @@
-"""Sizes by name: what every model's `make_config` does."""
+"""Config classes from what an experiment says: sizes by name, and stage groups."""
 
 import dataclasses
 import difflib
@@ -21,11 +21,20 @@ def make_config(
   Raises:
     UserError: for an unknown variant or field, naming the nearest one.
   """
-  fields = [field.name for field in dataclasses.fields(cls)]
   _require(variant, table, f"{cls.__name__} variant")
-  for name in overrides:
+  return fill(cls, {**table[variant], **overrides})
+
+
+def fill(cls: type[Config], given: Mapping[str, Any]) -> Config:
+  """`cls(**given)`.
+
+  Raises:
+    UserError: for a field that `cls` lacks, naming the nearest one.
+  """
+  fields = [field.name for field in dataclasses.fields(cls)]
+  for name in given:
     _require(name, fields, f"{cls.__name__} field")
-  return cls(**{**table[variant], **overrides})
+  return cls(**given)
 
 
 def _require(name: str, known: Iterable[str], what: str) -> None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from seedream_jax import types
 from seedream_jax.flow import timesteps
-from seedream_jax.models import classifier, critic, vae
+from seedream_jax.models import classifier, critic, vae, variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,4 +236,4 @@ def _halve(x_BHWC: jax.Array) -> jax.Array:
 def make(config: ConfigDict) -> Autoencode:
   """The stage of a whole experiment config."""
   fields = {k: v for k, v in config.stage.items() if k != "name"}
-  return Autoencode(AutoencodeConfig(**fields), config.model, config.train.total_steps)
+  return Autoencode(variants.fill(AutoencodeConfig, fields), config.model, config.train.total_steps)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from seedream_jax import types
 from seedream_jax.data import labels as labels_lib
 from seedream_jax.flow import timesteps
-from seedream_jax.models import classifier, vae
+from seedream_jax.models import classifier, vae, variants
 
 _HEADS = ("subject", "color", "count", "text")
 
@@ -162,4 +162,4 @@ def _one_of(logits_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.A
 def make(config: ConfigDict) -> Classify:
   """The stage of a whole experiment config."""
   fields = {k: v for k, v in config.stage.items() if k != "name"}
-  return Classify(ClassifyConfig(**fields), config.model)
+  return Classify(variants.fill(ClassifyConfig, fields), config.model)

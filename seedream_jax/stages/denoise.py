@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from seedream_jax import types
 from seedream_jax.data import tokenizers
 from seedream_jax.flow import path, solvers, timesteps
-from seedream_jax.models import llm, text_to_image
+from seedream_jax.models import llm, text_to_image, variants
 
 _FROZEN = ("vae", "llm", "byt5")
 NEGATIVES = ("empty", "generated", "empty_generated")  # what guidance may lead away from
@@ -337,11 +337,7 @@ def cached(data) -> tuple[jax.Array, jax.Array] | None:
 def make(config: ConfigDict, trained: tuple[str, ...] = Denoise.players) -> Denoise:
   """The stage of an experiment config; `trained` parts are float32 masters."""
   stage = {name: value for name, value in config.stage.items() if name != "name"}
-  known = [field.name for field in dataclasses.fields(DenoiseConfig)]
-  for name in stage:
-    if name not in known:
-      raise types.UserError(f"stage.{name}: denoise has no such field; it has {', '.join(known)}")
-  cfg = DenoiseConfig(**stage)
+  cfg = variants.fill(DenoiseConfig, stage)
   model = text_to_image.TextToImage(config.model, trained=trained)
   dit = model.configs["dit"]
   if len(cfg.labels) != dit.labels:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from seedream_jax import types
 from seedream_jax.engine import trees
-from seedream_jax.models import text_to_image
+from seedream_jax.models import text_to_image, variants
 from seedream_jax.stages import denoise, reward
 
 REFERENCE = "reference"  # frozen part: the DiT that the policy starts from and is held to
@@ -146,13 +146,7 @@ def _metrics(reward_BR: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
 def make(config: ConfigDict) -> Dpo:
   """The stage of an experiment config; the reference is the DiT without adapters."""
   stage = {k: v for k, v in config.stage.to_dict().items() if k not in ("name", "denoise")}
-  known = [field.name for field in dataclasses.fields(DpoConfig)]
-  for name in stage:
-    if name not in known:
-      raise types.UserError(
-        f"stage.{name}: dpo has no such field; it has {', '.join(known)}, denoise"
-      )
-  cfg, base = DpoConfig(**stage), denoise.make(denoise.config_within(config))
+  cfg, base = variants.fill(DpoConfig, stage), denoise.make(denoise.config_within(config))
   plain = {k: v for k, v in config.model.dit.to_dict().items() if k != "lora"}
   alone = text_to_image.TextToImage(ConfigDict({"dit": plain}), trained=())
   return Dpo(cfg, base, alone.parts["dit"])

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.models import glyph_reader, vae
+from seedream_jax.models import glyph_reader, vae, variants
 from seedream_jax.stages import classify
 
 # The half of the picture that holds the text, by the scene's word; rows are y0, x0, y1, x1.
@@ -118,4 +118,4 @@ class Read:
 def make(config: ConfigDict) -> Read:
   """The stage of a whole experiment config."""
   fields = {k: v for k, v in config.stage.items() if k != "name"}
-  return Read(ReadConfig(**fields), config.model)
+  return Read(variants.fill(ReadConfig, fields), config.model)

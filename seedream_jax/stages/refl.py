@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from seedream_jax import types
 from seedream_jax.flow import path, solvers, timesteps
-from seedream_jax.models import byt5, text_to_image
+from seedream_jax.models import byt5, text_to_image, variants
 from seedream_jax.stages import denoise, reward
 
 POLICY = "dit+llm"
@@ -228,11 +228,5 @@ def asks_text(byt5_ids_BG: jax.Array) -> jax.Array:
 def make(config: ConfigDict) -> Refl:
   """The stage of an experiment config."""
   stage = {k: v for k, v in config.stage.to_dict().items() if k not in ("name", "denoise")}
-  known = [field.name for field in dataclasses.fields(ReflConfig)]
-  for name in stage:
-    if name not in known:
-      raise types.UserError(
-        f"stage.{name}: refl has no such field; it has {', '.join(known)}, denoise"
-      )
   base = denoise.make(denoise.config_within(config), trained=("dit", "llm"))
-  return Refl(ReflConfig(**stage), base.model, base, config.model.rewards)
+  return Refl(variants.fill(ReflConfig, stage), base.model, base, config.model.rewards)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.models import clip, llm, text_to_image, two_tower
+from seedream_jax.models import clip, llm, text_to_image, two_tower, variants
 from seedream_jax.stages import align
 
 ENCODERS = ("llm", "byt5")
@@ -200,8 +200,4 @@ def _same(ids_BL: jax.Array) -> jax.Array:
 def make(config: ConfigDict) -> Reward:
   """The stage of an experiment config."""
   stage = {name: value for name, value in config.stage.items() if name != "name"}
-  known = [field.name for field in dataclasses.fields(RewardConfig)]
-  for name in stage:
-    if name not in known:
-      raise types.UserError(f"stage.{name}: reward has no such field; it has {', '.join(known)}")
-  return Reward(RewardConfig(**stage), config.model)
+  return Reward(variants.fill(RewardConfig, stage), config.model)

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 from absl.testing import absltest, parameterized
 
+from seedream_jax import types
 from seedream_jax.engine import mesh, sharding
 from seedream_jax.run import open as open_lib
 
@@ -52,6 +53,14 @@ class ConfigsTest(parameterized.TestCase):
     """What training does before it reads anything, the stage's init included."""
     layout = open_lib.lay_out(config_of(name, "nano" + rest), jax.devices()[:1])
     self.assertEqual(set(layout.state.params), set(layout.stage.players))
+
+  @parameterized.parameters(*((n, r) for n, p, r in CASES if p == "nano" and n != "align"))
+  def test_a_misspelt_stage_field_is_named(self, name, rest):
+    config = config_of(name, "nano" + rest).copy_and_resolve_references()
+    with config.unlocked():
+      config.stage.wieght = 1.0
+    with self.assertRaisesRegex(types.UserError, "'wieght'; nearest is"):
+      open_lib.make_stage(config)
 
   def test_a_guard_is_watched_and_its_evaluator_reads_it(self):
     folder = self.enter_context(tempfile.TemporaryDirectory())
