@@ -1,7 +1,7 @@
 r"""Bad cases: the prompts whose pictures the rewards like least, to draw candidates of again.
 
-  python -m data_pipelines.preferences mine --data out/candidates --reward RM1 --reward RM2 --text_reward RM3 \
-    --num 1500 --out out/bad.jsonl
+  python -m data_pipelines.preferences mine --data out/candidates --reward RM1/weights --reward RM2/weights \
+    --text_reward RM3/weights --num 1500 --out out/bad.jsonl
   python -m data_pipelines.preferences sample --prompts out/bad.jsonl --model round1=W --out out/again
 
 A set's score is the mean over its pictures that a model drew, the renders left out. Each reward's scores are brought
@@ -71,7 +71,7 @@ def mine(data: str, rewards: Sequence[str], text_reward: str, num: int) -> list[
 
   Args:
     data: folder[:split].
-    rewards: training workdirs of stage reward.
+    rewards: weights folders of stage reward.
     text_reward: one that is asked only about prompts that quote text, or "".
     num: prompts wanted.
 
@@ -79,7 +79,7 @@ def mine(data: str, rewards: Sequence[str], text_reward: str, num: int) -> list[
     types.UserError: when there is no reward, or one of the folders is not what it should be.
   """
   if not rewards and not text_reward:
-    raise types.UserError("--reward: none given; expected training workdirs of stage reward")
+    raise types.UserError("--reward: none given; expected weights folders of stage reward")
   reader = candidates.Reader(candidates.open_sets(data))
   jobs = [(folder, np.arange(len(reader))) for folder in rewards]
   if text_reward:
@@ -92,7 +92,7 @@ def mine(data: str, rewards: Sequence[str], text_reward: str, num: int) -> list[
 def define_flags() -> None:
   """Called once, by the program."""
   flags.DEFINE_string("data", None, "Candidate sets: folder[:split].", required=True)
-  flags.DEFINE_multi_string("reward", [], "Training workdir of stage reward; several times.")
+  flags.DEFINE_multi_string("reward", [], "Weights folder of stage reward; several times.")
   flags.DEFINE_string("text_reward", "", "One that is asked only where the prompt quotes text.")
   flags.DEFINE_integer("num", None, "Prompts to write.", required=True, lower_bound=1)
   flags.DEFINE_string("out", None, "JSON lines of prompts.", required=True)

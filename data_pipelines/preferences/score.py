@@ -1,6 +1,6 @@
 r"""How often a reward model agrees with held-out choices, beside how often it could.
 
-  python -m data_pipelines.preferences score --reward W --data out/pairs_text:heldout --dimension text --out report.json
+  python -m data_pipelines.preferences score --reward RM/weights --data out/pairs_text:heldout --dimension text
 
 Choices carry declared noise, so no model can agree with all of them. The noise is a function of the pair, and can be
 taken off again: the ceiling is the share of choices that the noise left as they were. Pairs are also cut in thirds by
@@ -80,7 +80,7 @@ def read(split: records.Split) -> Iterator[dict[str, Any]]:
 
 
 def score(workdir: str, spec: str, dimension: str) -> dict[str, Any]:
-  """The report of a training workdir of stage reward on a split of pairs."""
+  """The report of a weights folder of stage reward on a split of pairs."""
   split = records.open_split(spec)
   if split.content != "images":
     raise types.UserError(f"--data {spec}: holds no pairs; expected what import writes")
@@ -106,7 +106,7 @@ def score(workdir: str, spec: str, dimension: str) -> dict[str, Any]:
 
 def define_flags() -> None:
   """Called once, by the program."""
-  flags.DEFINE_string("reward", None, "Training workdir of stage reward.", required=True)
+  flags.DEFINE_string("reward", None, "Weights folder of stage reward.", required=True)
   flags.DEFINE_string("data", None, "Pairs, FOLDER:SPLIT.", required=True)
   flags.DEFINE_enum("dimension", "alignment", pairs.DIMENSIONS, "Whose scores made the choices.")
   flags.DEFINE_string("out", "", "The report, .json.")

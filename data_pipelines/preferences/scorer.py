@@ -3,6 +3,7 @@
 Dims: B records, R pictures of each, H W C pixels.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from seedream_jax import types
 from seedream_jax.data import tokenizers
-from seedream_jax.eval import evaluators
+from seedream_jax.engine import checkpoint
 from seedream_jax.run import open as open_lib
 
 _BATCH = 64  # records a call
@@ -34,23 +35,18 @@ def reading(config: ml_collections.ConfigDict) -> Callable[[str], dict[str, np.n
 
 
 class Scorer:
-  """The reward of a training workdir, its average weights."""
+  """A reward model's weights folder: WORKDIR/weights of its run."""
 
-  def __init__(self, workdir: str):
-    """Reads the newest whole checkpoint.
-
-    Raises:
-      types.UserError: when the workdir is not of stage reward, or holds no whole checkpoint.
-    """
-    config = open_lib.read_config(workdir)
+  def __init__(self, folder: str):
+    """Opens it and the encoders that its config names; UserError where it is not of stage reward."""
+    config = open_lib.read_config(folder)
     if config.get("stage", {}).get("name") != "reward":
-      raise types.UserError(f"--reward {workdir}: its config is not of stage reward")
-    exp = open_lib.open_config(config, workdir)
-    restored = exp.checkpointer.restore(exp.abstract_state)
-    if restored is None:
-      raise types.UserError(f"--reward {workdir}: no whole checkpoint there yet")
-    self._params, self._frozen = evaluators.eval_params(restored[0]), exp.frozen
-    self._fn = jax.jit(exp.stage.predict_fns()["scores"])
+      raise types.UserError(f"--reward {folder}: its config is not of stage reward")
+    layout = open_lib.lay_out(config)
+    path = os.path.join(folder, "tower.safetensors")
+    self._params = {"tower": checkpoint.load_weights(path, layout.state.params["tower"])}
+    self._frozen, _ = open_lib.load_frozen(config, layout)
+    self._fn = jax.jit(layout.stage.predict_fns()["scores"])
     self._encode = reading(config)
 
   def __call__(self, asked: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:

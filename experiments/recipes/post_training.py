@@ -109,7 +109,7 @@ def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
     )
     yield step(
       f"score_{name}_{kind}",
-      f"data_pipelines.preferences score --reward {folder} --data {pairs}:heldout --dimension {kind} "
+      f"data_pipelines.preferences score --reward {folder}/weights --data {pairs}:heldout --dimension {kind} "
       f"--out {W}/score_{name}_{kind}.json",
     )
 
@@ -159,10 +159,10 @@ def second_round(size):
   yield step("round1_packed", f"data_pipelines.pack {tuned} {rest} --out {W}/round1-packed")
   model = f"--model round1={W}/round1-packed"
   yield candidates("look", f"--split preference --num {2 * size.bad} --seed 1", model, 1)
-  rewards = " ".join(f"--reward {W}/rm/first_{kind}" for kind in ("alignment", "aesthetic"))
+  rewards = " ".join(f"--reward {W}/rm/first_{kind}/weights" for kind in ("alignment", "aesthetic"))
   yield step(
     "mined",
-    f"data_pipelines.preferences mine --data {W}/look-candidates {rewards} --text_reward {W}/rm/first_text "
+    f"data_pipelines.preferences mine --data {W}/look-candidates {rewards} --text_reward {W}/rm/first_text/weights "
     f"--num {size.bad} --out {W}/bad.jsonl",
   )
   yield candidates("bad", f"--prompts {W}/bad.jsonl", f"{model} --model base={BASE}", 3)

@@ -182,7 +182,7 @@ def lay_out(
 def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
   """Builds an experiment; allocates frozen parts but not yet the state (see `load_state`)."""
   layout = lay_out(config)
-  frozen, provenance = _load_frozen(config, layout)
+  frozen, provenance = load_frozen(config, layout)
   checkpointer = checkpoint.Checkpointer(
     os.path.join(workdir, "checkpoints"),
     keep=config.ckpt.keep,
@@ -199,6 +199,39 @@ def open_config(config: ml_collections.ConfigDict, workdir: str) -> Experiment:
     layout.state,
     checkpointer,
   )
+
+
+def load_frozen(
+  config: ml_collections.ConfigDict, layout: Layout
+) -> tuple[dict[str, types.Params], dict[str, dict[str, str]]]:
+  """The frozen parts where `config.frozen` says they are, and {part: {path, sha256}}."""
+  for name in config.frozen:
+    if name not in layout.frozen and config.frozen[name]:
+      raise types.UserError(
+        f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(layout.frozen))}"
+      )
+  frozen, provenance = {}, {}
+  for name, abstract in layout.frozen.items():
+    if name not in config.frozen or not config.frozen[name]:
+      raise types.UserError(
+        f"frozen.{name}: stage {config.stage.name} needs a weights folder for it"
+      )
+    path = config.frozen[name]
+    if path == RANDOM:
+      part = layout.stage.parts()[name]
+      init = jax.jit(
+        lambda rng, part=part: _with_dtype(part.init(rng), config.train.frozen_dtype),
+        out_shardings=layout.trainer.frozen_shardings[name],
+      )
+      frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
+    else:
+      file = path if path.endswith(".safetensors") else os.path.join(path, f"{name}.safetensors")
+      try:
+        frozen[name], digest = checkpoint.load_weights(file, abstract), checkpoint.sha256(file)
+      except types.UserError as e:
+        raise types.UserError(f"frozen.{name}: {e}") from e
+    provenance[name] = {"path": path, "sha256": digest}
+  return frozen, provenance
 
 
 def load_state(exp: Experiment) -> types.TrainState:
@@ -355,36 +388,6 @@ def _state_shardings(abstract: types.TrainState, rules, device_mesh) -> types.Tr
     for group, trees_of in (("opt", abstract.opt), ("ema", abstract.ema))
   }
   return types.TrainState(replicated, params, follow["opt"], follow["ema"], replicated)
-
-
-def _load_frozen(config: ml_collections.ConfigDict, layout: Layout):
-  for name in config.frozen:
-    if name not in layout.frozen and config.frozen[name]:
-      raise types.UserError(
-        f"frozen: stage {config.stage.name} has no part {name!r}{nearest(name, list(layout.frozen))}"
-      )
-  frozen, provenance = {}, {}
-  for name, abstract in layout.frozen.items():
-    if name not in config.frozen or not config.frozen[name]:
-      raise types.UserError(
-        f"frozen.{name}: stage {config.stage.name} needs a weights folder for it"
-      )
-    path = config.frozen[name]
-    if path == RANDOM:
-      part = layout.stage.parts()[name]
-      init = jax.jit(
-        lambda rng, part=part: _with_dtype(part.init(rng), config.train.frozen_dtype),
-        out_shardings=layout.trainer.frozen_shardings[name],
-      )
-      frozen[name], digest = init(jax.random.key(config.seed)), RANDOM
-    else:
-      file = path if path.endswith(".safetensors") else os.path.join(path, f"{name}.safetensors")
-      try:
-        frozen[name], digest = checkpoint.load_weights(file, abstract), checkpoint.sha256(file)
-      except types.UserError as e:
-        raise types.UserError(f"frozen.{name}: {e}") from e
-    provenance[name] = {"path": path, "sha256": digest}
-  return frozen, provenance
 
 
 def _with_dtype(tree: Any, dtype: str) -> Any:
