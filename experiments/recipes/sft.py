@@ -1,0 +1,108 @@
+r"""Supervised fine-tuning on a curated set that shows few things: what it costs, and what resampling and negatives mend.
+
+  python -m seedream_jax.recipe --config experiments/recipes/sft.py --workdir out/sft
+
+Continued training with labels (recipes/ct.py) comes first. The curated set is skewed on purpose: 8 of the world's 44
+subjects, every axis positive in 19 of 20 pictures, half of them in a style. Arms, all of the same steps from the same
+weights:
+
+  curated    the curated set alone
+  balanced   and what data_pipelines.resample draws from it and from continued training's data, every subject alike
+  negatives  and the model's own pictures, labelled as generated
+
+All are judged on `hard` with the labels at strength 1. `negatives` is judged at three guidance scales, with an empty
+branch, with the generated label in the branch, and with both. `sft.py:smoke` does it all on little.
+"""
+
+from ml_collections import config_dict
+
+from experiments.common import step
+from experiments.recipes import ct
+
+W = "{workdir}"
+POSTERS = ct.POSTERS
+ARMS = dict(curated="balanced=none,negatives=none", balanced="negatives=none", negatives="")
+BRANCHES = ("empty", "generated", "empty_generated")
+GUIDANCE = (2, 4, 6)
+
+SCALES = {  # of "smoke": the least that runs through
+  "": dict(auto=24_000, hand=8_000, curated=4_000, balanced=8_000, sets=1_000, ct=ct.STEPS, sft=1_000, pictures=5,
+           seeds=(0, 1)),
+  "smoke": dict(auto=2_048, hand=1_024, curated=512, balanced=512, sets=32, ct=20, sft=20, pictures=1, seeds=(0,)),
+}  # fmt: skip
+
+
+def data(size):
+  """Latents of continued training's two sets, of the curated one, and of what is drawn from them."""
+  rates = {name: (rate, seed) for name, _, rate, seed in ct.SETS}
+  for name, split, num in (
+    ("auto", "train", size.auto),
+    ("auto", "val", 512),
+    ("hand", "train", size.hand),
+  ):
+    rate, seed = rates[name]
+    yield from posters(name, split, num, f"--axis_rate {rate} --seed {seed}")
+  few = "--num_subjects 8 --axis_rate 0.95 --style_rate 0.5 --seed 13"
+  yield from posters("curated", "train", size.curated, few)
+  yield step(
+    "balanced",
+    f"data_pipelines.resample --data {W}/curated:train --data {W}/auto:train --by subjects.0.emoji "
+    f"--num {size.balanced} --out {W}/balanced",
+  )
+
+
+def posters(name, split, num, rest):
+  png = f"{W}/{name}-png"
+  yield step(f"{name}_{split}", f"{POSTERS} --split {split} --num {num} --out {png} {rest}")
+  encode = f"data_pipelines.encode --data {png}:{split} --vae weights/nano --out {W}/{name}"
+  yield step(f"{name}_{split}_latents", encode)
+
+
+def negatives(size):
+  """Pictures by the model that is about to be tuned."""
+  sample = "data_pipelines.preferences sample --split preference --solver dpmpp2m --steps 10"
+  drawn = f"--num {size.sets} --model ct={W}/ct --out {W}/candidates"
+  yield step("candidates", f"{sample} {drawn}")
+  made = f"data_pipelines.preferences negatives --data {W}/candidates --out {W}/negatives-png"
+  yield step("negatives_png", made)
+  encode = f"data_pipelines.encode --data {W}/negatives-png:train --vae weights/nano"
+  yield step("negatives", f"{encode} --out {W}/negatives")
+
+
+def get_config(arg=None):
+  if (arg or "") not in SCALES:
+    raise ValueError(f"{arg!r}: expected nothing or smoke")
+  size = config_dict.ConfigDict(SCALES[arg or ""])
+
+  def judge(name, workdir, rest=""):
+    return step(
+      f"judge_{name}",
+      f"seedream_jax.evaluate --workdir {workdir} --suite hard --images_per_prompt {size.pictures} "
+      f"--solver dpmpp2m --steps 10 --classifier '' --aesthetics 1 --out {W}/{name}.json {rest}",
+    )
+
+  def tune(arm, seed):
+    sets = ",".join(f"{name}={W}/{name}" for name in ("curated", "balanced", "negatives"))
+    # Of an option given twice the last counts.
+    options = ",".join(filter(None, (sets, ARMS[arm])))
+    return step(
+      f"{arm}_{seed}",
+      f"seedream_jax.train --config experiments/sft.py:nano,content=latent,{options},val={W}/auto,"
+      f"init={W}/ct/weights,steps={size.sft} --config.seed={seed} --config.data.streams.train.seed={seed} "
+      f"--workdir {W}/{arm}-{seed}",
+    )
+
+  train_ct = (
+    f"seedream_jax.train --config experiments/ct.py:nano,content=latent,auto={W}/auto,val={W}/auto,"
+    f"hand={W}/hand,steps={size.ct} --workdir {W}/ct"
+  )
+  steps = [*data(size), step("ct", train_ct), *negatives(size), judge("ct", f"{W}/ct")]
+  for seed in size.seeds:
+    for arm in ("curated", "balanced"):
+      steps += [tune(arm, seed), judge(f"{arm}-{seed}", f"{W}/{arm}-{seed}")]
+    steps.append(tune("negatives", seed))
+    for branch in BRANCHES:
+      for guidance in GUIDANCE:
+        rest = f"--negative {branch} --guidance {guidance}"
+        steps.append(judge(f"{branch}-{guidance}-{seed}", f"{W}/negatives-{seed}", rest))
+  return config_dict.create(steps=tuple(steps))
