@@ -19,7 +19,11 @@ from seedream_jax.data import buckets, records, transforms
 
 DATASET = "candidates"
 SPLIT = "train"  # a data set of candidates has this one
-TRUTH, DAMAGED = "truth", "damaged"  # models that are none: renders of the scene
+RENDERS = TRUTH, DAMAGED, SLIP = (
+  "truth",
+  "damaged",
+  "slip",
+)  # models that are none: renders of the scene
 _EXTRA = ("prompt_id", "tags", "origins")
 
 

@@ -23,8 +23,6 @@ from data_pipelines.preferences import asked, candidates, scorer
 from seedream_jax import types
 from seedream_jax.run import cli
 
-RENDERS = (candidates.TRUTH, candidates.DAMAGED)
-
 
 def scores(reader: candidates.Reader, rows: Sequence[int], reward: scorer.Scorer) -> np.ndarray:
   """score_K float64: the mean over a set's model pictures, of the sets at `rows`."""
@@ -32,7 +30,9 @@ def scores(reader: candidates.Reader, rows: Sequence[int], reward: scorer.Scorer
   def pictures() -> Iterator[tuple[str, np.ndarray]]:
     for row in tqdm.tqdm(rows, unit="set", desc="mine"):
       found = reader[row]
-      drawn = [k for k, origin in enumerate(found.origins) if origin["model"] not in RENDERS]
+      drawn = [
+        k for k, origin in enumerate(found.origins) if origin["model"] not in candidates.RENDERS
+      ]
       if not drawn:
         raise types.UserError(f"--data: set {row} has no picture that a model drew")
       yield found.prompt.text, np.stack([found.decode(k) for k in drawn])

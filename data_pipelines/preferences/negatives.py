@@ -43,12 +43,11 @@ class Negatives:
   @functools.cached_property
   def places(self) -> tuple[tuple[int, int], ...]:
     """(row, candidate) of every generated picture."""
-    renders = (candidates.TRUTH, candidates.DAMAGED)
     return tuple(
       (found.row, k)
       for found in self._reader
       for k, origin in enumerate(found.origins)
-      if origin["model"] not in renders
+      if origin["model"] not in candidates.RENDERS
     )
 
   def describe(self) -> dict[str, Any]:

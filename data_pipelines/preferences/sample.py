@@ -6,9 +6,9 @@ r"""Draws candidate sets: a few pictures of each prompt, by each of several mode
   python -m data_pipelines.preferences sample --split preference --num 2000 --model base=W --out out/candidates
 
 A model is a weights folder or a training workdir, under the name its pictures will carry; its steps and
-guidance may differ from the flags'. --render adds renders of the prompt's own scene, so that not every
-picture is a model's. Picture j of a prompt starts from one noise in every model. An interrupted run
-resumes where it stopped, shard by shard. Prompts of scenes kept for judging are refused.
+guidance may differ from the flags'. --render adds renders of the prompt's own scene, true, damaged, or with one thing
+wrong (a slip), so that not every picture is a model's. Picture j of a prompt starts from one noise in every model. An
+interrupted run resumes where it stopped, shard by shard. Prompts of scenes kept for judging are refused.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from absl import flags
 from data_pipelines.posters import builder, damage, poster, render, worlds
 from data_pipelines.posters import fonts as fonts_lib
 from data_pipelines.posters import scene as scene_lib
-from data_pipelines.preferences import asked, candidates
+from data_pipelines.preferences import asked, candidates, slips
 from seedream_jax import types
 from seedream_jax.flow import solvers
 from seedream_jax.run import cli, pipeline
@@ -90,15 +90,20 @@ class ModelDrawer:
 
 
 class RenderDrawer:
-  """Ground truth: the prompt's scene with light, grain and frame drawn anew; damaged if asked."""
+  """Ground truth: the prompt's scene with light, grain and frame drawn anew; damaged, or one thing wrong, if asked."""
 
   def __init__(self, name: str, fonts: fonts_lib.FontSet):
     self.name, self._fonts = name, fonts
+    self._world = worlds.make_world("nano")
     self._damaged = damage.Damaged(poster.Posters("nano", "preference", ((64, 64),), 0, fonts), 1.0)
 
   def describe(self) -> dict[str, Any]:
     """The grammar, the rates and the fonts."""
-    rates = {"grammar": scene_lib.GRAMMAR, "axis_rate": _AXIS_RATE, "kinds": list(_DAMAGES)}
+    rates = {
+      "grammar": scene_lib.GRAMMAR,
+      "axis_rate": _AXIS_RATE,
+      "kinds": [*_DAMAGES, *slips.KINDS],
+    }
     return {**rates, "provenance": self._fonts.provenance()}
 
   def check(self, prompts: Sequence[asked.Prompt]) -> None:
@@ -114,17 +119,21 @@ class RenderDrawer:
     return [self._draw(prompt, seed) for prompt, seed in zip(prompts, seeds)]
 
   def damage_of(self, prompt: asked.Prompt, seed: int) -> str:
-    """The kind of damage; "" for ground truth."""
-    if self.name != candidates.DAMAGED:
+    """The kind of damage or slip; "" for ground truth."""
+    kinds = {candidates.DAMAGED: _DAMAGES, candidates.SLIP: slips.kinds(prompt.scene)}
+    if self.name not in kinds:
       return ""
-    return scene_lib.Dice("candidate damage", prompt.id, seed).pick(_DAMAGES)
+    return scene_lib.Dice("candidate damage", prompt.id, seed).pick(kinds[self.name])
 
   def _draw(self, prompt: asked.Prompt, seed: int) -> np.ndarray:
     dice = scene_lib.Dice("candidate", self.name, prompt.id, seed)
     axes = {axis: int(dice.chance(_AXIS_RATE)) for axis in worlds.AXES}
     scene = {**prompt.scene, "seed": dice.integer(0, 2**31 - 1), "aesthetics": axes}
+    kind = self.damage_of(prompt, seed)
+    if self.name == candidates.SLIP:
+      scene = slips.slip(scene, kind, self._world, dice)
     image_HWC, _ = render.shared(self._fonts).render(scene)
-    if kind := self.damage_of(prompt, seed):
+    if self.name == candidates.DAMAGED:
       image_HWC, _ = self._damaged.damage(image_HWC, kind, dice)
     return image_HWC
 
@@ -264,7 +273,7 @@ def parse_models(
         ) from None
     if changes.get("num_steps", 1) < 1:
       raise types.UserError(f"--model {text!r}: steps={changes['num_steps']}; expected at least 1")
-    taken = [name for name, _, _ in out] + [candidates.TRUTH, candidates.DAMAGED]
+    taken = [*(name for name, _, _ in out), *candidates.RENDERS]
     if match["name"] in taken:
       raise types.UserError(f"--model {text!r}: the name {match['name']!r} is taken")
     out.append((match["name"], match["path"], dataclasses.replace(options, **changes)))
@@ -288,7 +297,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("num", 0, "Prompts; 0 = all of --prompts.", lower_bound=0)
   flags.DEFINE_string("size", "64x64", "HxW of pictures whose prompt names none.")
   flags.DEFINE_multi_string("model", [], "NAME=PATH[,steps=N][,guidance=G]; several times.")
-  flags.DEFINE_list("render", [], "Also: truth, damaged; renders of the prompt's scene.")
+  flags.DEFINE_list("render", [], "Also: truth, damaged, slip; renders of the prompt's scene.")
   flags.DEFINE_integer("num_images", 2, "Pictures of a prompt by each model.", lower_bound=1)
   flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)
   flags.DEFINE_float("guidance", 4.0, "Guidance scale; 1 = none.", lower_bound=0.0)
@@ -319,15 +328,15 @@ def main(argv: list[str]) -> int:
   del argv
   values = flags.FLAGS
   cli.check_out("--out", values.out, folder=True)
-  chunk = max(1, values.batch_size // values.num_images)
-  batch = min(values.batch_size, chunk * values.num_images)
+  # A shard at once: its prompts fall into text buckets, and the last batch of each bucket is mostly padding.
+  chunk = values.shard_size
+  batch = min(values.batch_size, values.num_images * (values.num or chunk))
   options = pipeline.Options(
     num_steps=values.steps, guidance=values.guidance, solver=values.solver, batch_size=batch
   )
   models = parse_models(values.model, options)
-  renders = (candidates.TRUTH, candidates.DAMAGED)
-  if unknown := [name for name in values.render if name not in renders]:
-    raise types.UserError(f"--render {unknown[0]!r}: expected of {', '.join(renders)}")
+  if unknown := [name for name in values.render if name not in candidates.RENDERS]:
+    raise types.UserError(f"--render {unknown[0]!r}: expected of {', '.join(candidates.RENDERS)}")
   if not models and not values.render:
     raise types.UserError("--model: not given, nor --render; expected NAME=PATH")
   prompts = read_prompts(values)

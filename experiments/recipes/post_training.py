@@ -28,7 +28,7 @@ SCALES = {  # of "smoke": the least that runs through
   "": dict(rater=65_536, objects=3_000, glyphs=1_500, latents=24_000, prompts=8_192, short=300, ct=1_000,
            sets=4_000, bad=1_500, reward=3_000, refl=400, pictures=5),
   "smoke": dict(rater=4_096, objects=60, glyphs=60, latents=2_048, prompts=512, short=20, ct=40,
-                sets=96, bad=48, reward=40, refl=8, pictures=1),
+                sets=64, bad=32, reward=40, refl=8, pictures=1),
 }  # fmt: skip
 
 

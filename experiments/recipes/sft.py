@@ -1,4 +1,4 @@
-r"""Supervised fine-tuning on a curated set that shows few things: what it costs, and what resampling and negatives mend.
+r"""Fine-tuning on a curated set that shows few things: what it costs, and what resampling and negatives mend.
 
   python -m seedream_jax.recipe --config experiments/recipes/sft.py --workdir out/sft
 
