@@ -23,6 +23,7 @@ from seedream_jax.run import open as open_lib
 from seedream_jax.stages import read
 
 _BATCH = 64
+_GROUND_WORDS = ("背景", "background")  # in every caption that names the ground's colour
 _JUDGES = "judge"  # the split that trains classifier B
 
 
@@ -41,7 +42,7 @@ class Rater(Protocol):
 
 
 class Alignment:
-  """Classifier A: the mean probability of the subjects, their number, the ground and any text."""
+  """Classifier A: the mean probability of the subjects, their number, the ground if named, and any text."""
 
   dimension = "alignment"
 
@@ -80,7 +81,10 @@ class Alignment:
       _softmax(logits["count"])[words.counts.index(len(scene["subjects"]))],
       writes if scene["text"] is not None else 1 - writes,
     ]
-    if scene["background"]["kind"] == "solid":
+    # What a prompt leaves open is right in any colour; its scene has one all the same.
+    if scene["background"]["kind"] == "solid" and any(
+      word in prompt.text.lower() for word in _GROUND_WORDS
+    ):
       parts.append(_softmax(logits["color"])[words.colors.index(scene["background"]["color"])])
     return float(np.mean(parts))
 

@@ -1,5 +1,6 @@
 """Raters move with what they rate, noise is declared and keyed, and a judge never rates."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -242,6 +243,7 @@ class RateTest(parameterized.TestCase):
     net = raters.Alignment(tiny_rater(f"{self.dir}/b", "objects"))
     words = net._words
     prompt = next(s.prompt for s in self.sets if s.prompt.scene["subjects"])
+    prompt = dataclasses.replace(prompt, text="some picture on a background of some colour")
     scene = prompt.scene
     right = {
       "subject": 9.0 * np.isin(words.subjects, [s["emoji"] for s in scene["subjects"]]) - 5,
@@ -256,6 +258,9 @@ class RateTest(parameterized.TestCase):
     crowded = right["subject"].copy()
     crowded[np.argmin(crowded)] = 4  # another one beside those asked for
     self.assertLess(net._score({**right, "subject": crowded}, prompt), best - 0.1)
+    silent = dataclasses.replace(prompt, text="some picture")  # any ground will do
+    other = {**right, "color": -right["color"]}
+    self.assertEqual(net._score(other, silent), net._score(right, silent))
 
   def test_a_judge_never_rates(self):
     judge = tiny_judge.write(f"{self.dir}/judge")
