@@ -21,14 +21,15 @@ POSTERS = "data_pipelines.posters --world nano --size 64x64"
 RATER = f"{POSTERS} --seed 20 --faces sans,serif,kai,kai_bold --style_rate 0.4 --axis_rate 0.5"
 NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0 to 1
 HELD_OUT = 20  # percent of preference prompts
-PAIRS = 16  # of each set of candidates, of 45 there are
+PAIRS = 28  # of each set of candidates: of three models' two pictures and two slips, all there are
+RENDER_PAIRS = 8  # of each set of renders, of 15
 GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
-  "": dict(rater=65_536, objects=3_000, glyphs=1_500, latents=24_000, prompts=8_192, short=300, ct=1_000,
-           sets=4_000, bad=1_500, reward=3_000, refl=400, pictures=5),
+  "": dict(rater=65_536, objects=3_000, glyphs=1_500, latents=16_000, prompts=8_192, short=200, ct=600,
+           sets=2_000, renders=6_000, bad=750, reward=1_500, refl=400, pictures=5),
   "smoke": dict(rater=4_096, objects=60, glyphs=60, latents=2_048, prompts=512, short=20, ct=40,
-                sets=64, bad=32, reward=40, refl=8, pictures=1),
+                sets=64, renders=64, bad=32, reward=40, refl=8, pictures=1),
 }  # fmt: skip
 
 
@@ -72,45 +73,49 @@ def checkpoints(size):
     yield step(name, f"seedream_jax.train --config {config} --workdir {W}/{name}")
 
 
-def candidates(name, prompts, models, num_images=2):
+def candidates(name, prompts, models, num_images=2, renders="slip"):
   """Pictures of each prompt by the models given and by the renderer."""
   return step(
     f"{name}_candidates",
-    f"data_pipelines.preferences sample {prompts} {models} --render truth,damaged --num_images {num_images} "
-    f"--solver dpmpp2m --steps 10 --out {W}/{name}-candidates",
+    f"data_pipelines.preferences sample {prompts} {models} --render {renders} --num_images {num_images} "
+    f"--solver dpmpp2m --steps 10 --shard_size 128 --out {W}/{name}-candidates",
   )
 
 
-def choices(name, sets, seed=0, kinds=rlhf.KINDS):
-  """The raters' choices among `sets`, as pairs of each dimension in `kinds`."""
-  rates = [f"{W}/{of}-{seed}.jsonl" for of in sets]
-  yield step(
-    f"{sets[-1]}_rated_{seed}",
-    f"data_pipelines.preferences rate --data {W}/{sets[-1]}-candidates --alignment {W}/raters/objects "
-    f"--text {W}/raters/glyphs --noise {NOISE} --pairs_per_set {PAIRS} --seed {seed} --out {rates[-1]}",
+def rated(name, seed=0, num=PAIRS):
+  """The raters' choices among candidates."""
+  return step(
+    f"{name}_rated_{seed}",
+    f"data_pipelines.preferences rate --data {W}/{name}-candidates --alignment {W}/raters/objects "
+    f"--text {W}/raters/glyphs --noise {NOISE} --pairs_per_set {num} --seed {seed} --out {W}/{name}-{seed}.jsonl",
   )
-  given = " ".join(f"--pairs {path}" for path in rates)
-  for dimension in kinds:
-    yield step(
-      f"{name}_pairs_{dimension}",
-      f"data_pipelines.preferences import {given} --dimension {dimension} --heldout {HELD_OUT} "
-      f"--out {W}/pairs/{name}_{dimension}",
-    )
+
+
+def pairs(name, sets, seed=0, kinds=rlhf.KINDS):
+  """Pairs of each kind to train on, of renders and `sets`; and of `sets` alone, to score on what is held out."""
+  for kind in kinds:
+    for folder, of in ((name, ("renders", *sets)), (f"{name}_own", sets)):
+      given = " ".join(f"--pairs {W}/{one}-{seed}.jsonl" for one in of)
+      yield step(
+        f"{folder}_pairs_{kind}",
+        f"data_pipelines.preferences import {given} --dimension {kind} --heldout {HELD_OUT} "
+        f"--out {W}/pairs/{folder}_{kind}",
+      )
 
 
 def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
-  """A reward model of each kind, and how it agrees with the choices held out."""
+  """A reward model of each kind, and how it agrees with choices among models' pictures and slips, held out."""
   for kind in kinds:
-    pairs, folder = f"{W}/pairs/{name}_{kind}", f"{W}/rm/{name}_{kind}"
+    data, folder = f"{W}/pairs/{name}_{kind}", f"{W}/rm/{name}_{kind}"
     yield step(
       f"rm_{name}_{kind}",
-      f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={pairs},"
+      f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={data},"
       f"steps={size.reward} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
     )
     yield step(
       f"score_{name}_{kind}",
-      f"data_pipelines.preferences score --reward {folder}/weights --data {pairs}:heldout --dimension {kind} "
-      f"--out {W}/score_{name}_{kind}.json",
+      f"data_pipelines.preferences score --reward {folder}/weights --data {W}/pairs/{name}_own_{kind}:heldout "
+      f"--dimension {kind} --out {W}/score_{name}_{kind}.json",
     )
 
 
@@ -120,10 +125,15 @@ def get_config(arg=None):
   size = config_dict.ConfigDict(SCALES[arg or ""])
   versions = f"--model base={BASE} --model short={W}/short --model ct={W}/ct"
   drawn = candidates("first", f"--split preference --num {size.sets}", versions)
-  steps = [*raters(size), *data(size), *checkpoints(size), drawn]
-  steps += [*choices("first", ("first",)), *reward_models("first", size)]
+  # Renders cost next to nothing, and teach what the world's things and characters look like.
+  many = f"--split preference --num {size.renders} --seed 2"
+  plain = candidates("renders", many, "", renders="truth,damaged,slip")
+  steps = [*raters(size), *data(size), *checkpoints(size), plain, drawn]
+  steps += [rated("renders", num=RENDER_PAIRS), rated("first"), *pairs("first", ("first",))]
+  steps += reward_models("first", size)
   # The guard: other noise on other pairs of the same candidates, another start.
-  steps += choices("guard", ("first",), GUARD_SEED, ("alignment",))
+  steps += [rated("renders", GUARD_SEED, RENDER_PAIRS), rated("first", GUARD_SEED)]
+  steps += pairs("guard", ("first",), GUARD_SEED, ("alignment",))
   steps += reward_models("guard", size, ("alignment",), GUARD_SEED)
 
   def refl(name, init, rewards, rest=""):
@@ -166,5 +176,6 @@ def second_round(size):
     f"--num {size.bad} --out {W}/bad.jsonl",
   )
   yield candidates("bad", f"--prompts {W}/bad.jsonl", f"{model} --model base={BASE}", 3)
-  yield from choices("second", ("first", "bad"))
+  yield rated("bad")
+  yield from pairs("second", ("first", "bad"))
   yield from reward_models("second", size)
