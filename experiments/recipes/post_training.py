@@ -20,14 +20,14 @@ BASE = "weights/nano"
 POSTERS = "data_pipelines.posters --world nano --size 64x64"
 RATER = f"{POSTERS} --seed 20 --faces sans,serif,kai,kai_bold --style_rate 0.4 --axis_rate 0.5"
 NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0 to 1
-HELD_OUT = 20  # percent of preference prompts
+HELD_OUT = 25  # percent of preference prompts
 PAIRS = 28  # of each set of candidates: of three models' two pictures and two slips, all there are
 RENDER_PAIRS = 8  # of each set of renders, of 15
 GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(rater=65_536, objects=3_000, glyphs=1_500, latents=16_000, prompts=8_192, short=200, ct=600,
-           sets=2_000, renders=6_000, bad=750, reward=1_500, refl=400, pictures=5),
+           sets=1_500, renders=6_000, bad=750, reward=1_500, refl=400, pictures=5),
   "smoke": dict(rater=4_096, objects=60, glyphs=60, latents=2_048, prompts=512, short=20, ct=40,
                 sets=64, renders=64, bad=32, reward=40, refl=8, pictures=1),
 }  # fmt: skip
