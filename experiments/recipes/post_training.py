@@ -1,4 +1,4 @@
-r"""From preferences to a better model, twice: raters, candidates, three rewards, ReFL; then bad cases, and again.
+r"""From preferences to a better model, twice: candidates, their choice, three rewards, ReFL; then bad cases, and again.
 
   python -m seedream_jax.recipe --config experiments/recipes/post_training.py --workdir out/post
 
@@ -18,7 +18,7 @@ from experiments.common import step
 W = "{workdir}"
 BASE = "weights/nano"
 POSTERS = "data_pipelines.posters --world nano --size 64x64"
-RATER = f"{POSTERS} --seed 20 --faces sans,serif,kai,kai_bold --style_rate 0.4 --axis_rate 0.5"
+RATERS = "weights/raters"  # recipes/raters.py made them
 NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0 to 1
 HELD_OUT = 25  # percent of preference prompts
 PAIRS = 28  # of each set of candidates: of three models' two pictures and two slips, all there are
@@ -26,29 +26,11 @@ RENDER_PAIRS = 8  # of each set of renders, of 15
 GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
-  "": dict(rater=65_536, objects=3_000, glyphs=1_500, latents=16_000, prompts=8_192, short=200, ct=600,
+  "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
            sets=1_500, renders=6_000, bad=750, reward=1_500, refl=400, pictures=5),
-  "smoke": dict(rater=4_096, objects=60, glyphs=60, latents=2_048, prompts=512, short=20, ct=40,
+  "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
                 sets=64, renders=64, bad=32, reward=40, refl=8, pictures=1),
 }  # fmt: skip
-
-
-def posters(name, split, num, render=POSTERS, folder=""):
-  return step(name, f"{render} --split {split} --num {num} --out {folder or f'{W}/{name}'}")
-
-
-def raters(size):
-  """Classifier A and the reader of glyphs."""
-  for split, num in (("train", size.rater), ("val", 2_048)):
-    yield posters(f"rater_{split}", split, num, RATER, f"{W}/rater")
-  for name, part, steps in (
-    ("objects", "classifier", size.objects),
-    ("glyphs", "glyph_reader", size.glyphs),
-  ):
-    config = f"experiments/rater.py:nano,reads={name},data={W}/rater,steps={steps}"
-    yield step(name, f"seedream_jax.train --config {config} --workdir {W}/{name}")
-    pack = f"data_pipelines.pack --part {part}={W}/{name}/weights --out {W}/raters/{name}"
-    yield step(f"{name}_packed", pack)
 
 
 def data(size):
@@ -58,7 +40,7 @@ def data(size):
     ("latents", "val", 512),
     ("refl", "refl", size.prompts),
   ):
-    yield posters(f"{name}_{split}", split, num, folder=f"{W}/{name}-png")
+    yield step(f"{name}_{split}", f"{POSTERS} --split {split} --num {num} --out {W}/{name}-png")
     encode = f"data_pipelines.encode --data {W}/{name}-png:{split} --vae {BASE} --out {W}/{name}"
     yield step(f"{name}_{split}_encoded", encode)
 
@@ -86,8 +68,8 @@ def rated(name, seed=0, num=PAIRS):
   """The raters' choices among candidates."""
   return step(
     f"{name}_rated_{seed}",
-    f"data_pipelines.preferences rate --data {W}/{name}-candidates --alignment {W}/raters/objects "
-    f"--text {W}/raters/glyphs --noise {NOISE} --pairs_per_set {num} --seed {seed} --out {W}/{name}-{seed}.jsonl",
+    f"data_pipelines.preferences rate --data {W}/{name}-candidates --alignment {RATERS}/objects "
+    f"--text {RATERS}/glyphs --noise {NOISE} --pairs_per_set {num} --seed {seed} --out {W}/{name}-{seed}.jsonl",
   )
 
 
@@ -128,7 +110,7 @@ def get_config(arg=None):
   # Renders cost next to nothing, and teach what the world's things and characters look like.
   many = f"--split preference --num {size.renders} --seed 2"
   plain = candidates("renders", many, "", renders="truth,damaged,slip")
-  steps = [*raters(size), *data(size), *checkpoints(size), plain, drawn]
+  steps = [*data(size), *checkpoints(size), plain, drawn]
   steps += [rated("renders", num=RENDER_PAIRS), rated("first"), *pairs("first", ("first",))]
   steps += reward_models("first", size)
   # The guard: other noise on other pairs of the same candidates, another start.
