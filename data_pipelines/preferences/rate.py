@@ -10,6 +10,7 @@ no reward trained on the file can be expected to agree with it more often. Lines
 its dimension is left out. Text counts only where the prompt asks for it.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -90,6 +91,7 @@ def rate(
     "pairs": len(made),
     **pairs.counts(made),
     "ceilings": ceilings,
+    "truth_preferred": truth_preferred(made, clean),
     "noise": stated["std"],
     "seed": seed,
     "weights": {r.dimension: weights[r.dimension] for r in many},
@@ -97,6 +99,31 @@ def rate(
     "raters": {r.dimension: r.describe() for r in many},
   }
   return [dataclasses.replace(pair, noise=stated) for pair in made], summary
+
+
+def truth_preferred(
+  made: Sequence[pairs.Pair], clean: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+  """{dimension: {damage or slip: share of pairs where ground truth is preferred, n}}, by the scores without noise.
+
+  A rater that is fit for its dimension finds what that is about, and nothing else.
+  """
+  found: dict[str, dict[str, list[bool]]] = collections.defaultdict(
+    lambda: collections.defaultdict(list)
+  )
+  for pair, choices in zip(made, clean, strict=True):
+    models = [image.get("model") for image in pair.images]
+    kinds = [image.get("damage") for image in pair.images]
+    if candidates.TRUTH in models and any(kinds):
+      for name, choice in choices.items():
+        if choice != pairs.TIE:
+          found[name][next(filter(None, kinds))].append(models[choice] == candidates.TRUTH)
+  return {
+    name: {
+      kind: {"share": round(sum(x) / len(x), 4), "n": len(x)} for kind, x in sorted(of.items())
+    }
+    for name, of in found.items()
+  }
 
 
 def _scores(

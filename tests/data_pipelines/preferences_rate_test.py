@@ -1,5 +1,6 @@
 """Raters move with what they rate, noise is declared and keyed, and a judge never rates."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -201,6 +202,17 @@ class RateTest(parameterized.TestCase):
     for pair in noised:
       self.assertEqual(pair.noise["ceiling"], {"preferred": want, "alignment": want})
       self.assertEqual(pair.noise["std"], {"alignment": 0.05})
+
+  def test_how_often_the_truth_is_preferred(self):
+    made, summary = self.rate([Fake("alignment")], std=dict(alignment=0.05), pairs_per_set=6)
+    found = collections.defaultdict(list)
+    for pair in made:
+      damage = [image["damage"] for image in pair.images]
+      if damage.count("") == 1:
+        means = [self.sets[i["row"]].decode(i["candidate"]).mean() for i in pair.images]
+        found["".join(damage)].append(means[damage.index("")] > means[damage.index("") - 1])
+    want = {k: {"share": round(np.mean(v), 4), "n": len(v)} for k, v in found.items()}
+    self.assertEqual(summary["truth_preferred"], dict.fromkeys(("preferred", "alignment"), want))
 
   def test_text_is_rated_only_where_it_is_asked(self):
     made, _ = self.rate([Fake("text", asked.TEXT), raters.Aesthetic()])
