@@ -4,8 +4,8 @@ r"""How often a reward model agrees with held-out choices, beside how often it c
 
 Choices carry declared noise, so no model can agree with all of them. The noise is a function of the pair, and can be
 taken off again: the ceiling is the share of choices that the noise left as they were. Pairs are also cut in thirds by
-the gap without noise: the hardest third is where a reward earns its keep. Pairs that a person chose, or that come
-without scores, have no ceiling and no thirds.
+the gap without noise: the hardest third is where a reward earns its keep. Pairs between two models' pictures are told
+apart. Pairs that a person chose, or that come without scores, have no ceiling and no thirds.
 
 Dims: B pairs, R = 2 (preferred, rejected).
 """
@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 
-from data_pipelines.preferences import pairs, scorer
+from data_pipelines.preferences import candidates, pairs, scorer
 from seedream_jax import types
 from seedream_jax.data import records, transforms
 from seedream_jax.eval import stats
@@ -41,14 +41,22 @@ def clean_gap(about: dict[str, Any], dimension: str) -> float | None:
 
 
 def summarize(
-  right_B: np.ndarray, gap_B: Sequence[float | None], langs: Sequence[str], prompts: Sequence[str]
+  right_B: np.ndarray,
+  gap_B: Sequence[float | None],
+  langs: Sequence[str],
+  prompts: Sequence[str],
+  models: Sequence[Sequence[str]],
 ) -> dict[str, dict[str, float]]:
-  """{all, a language or a third: accuracy with its interval, ceiling, their ratio, n}; intervals by prompt."""
+  """{all, a language, `drawn` or a third: accuracy with its interval, ceiling, their ratio, n}; intervals by prompt.
+
+  `models` names who drew each pair's pictures; `drawn` are the pairs without a render.
+  """
   known_B = np.array([gap is not None for gap in gap_B])
   gap_B = np.array([np.nan if gap is None else gap for gap in gap_B])
   kept_B = (gap_B > 0).astype(float)  # the noise did not turn the choice round
   groups = {"all": np.ones(len(right_B), bool)}
   groups |= {lang: np.array([found == lang for found in langs]) for lang in sorted(set(langs))}
+  groups["drawn"] = np.array([not set(both) & set(candidates.RENDERS) for both in models])
   if known_B.sum() >= len(THIRDS):
     cuts = np.quantile(np.abs(gap_B[known_B]), (1 / 3, 2 / 3))
     third_B = np.searchsorted(cuts, np.abs(gap_B))
@@ -56,6 +64,8 @@ def summarize(
   out = {}
   for name, members_B in groups.items():
     at = np.flatnonzero(members_B)
+    if not len(at):
+      continue
     got = stats.bootstrap(right_B[at].astype(float), np.ones(len(at)), [prompts[i] for i in at])
     out[name] = {"accuracy": got.value, "lo": got.lo, "hi": got.hi, "n": len(at)}
     if known_B[at].all():
@@ -94,7 +104,9 @@ def score(workdir: str, spec: str, dimension: str) -> dict[str, Any]:
 
   right_B = np.array([score_R[0] > score_R[1] for score_R in reward(pictures())])  # a tie is wrong
   gaps = [clean_gap(row["about"], dimension) for row in rows]
-  groups = summarize(right_B, gaps, [row["lang"] for row in rows], [row["prompt"] for row in rows])
+  about = [[row[key] for row in rows] for key in ("lang", "prompt")]
+  models = [row["about"].get("models", ()) for row in rows]
+  groups = summarize(right_B, gaps, *about, models)
   return {
     "reward": workdir,
     "data": spec,

@@ -40,18 +40,22 @@ class ScoreTest(absltest.TestCase):
     abouts, kept = zip(*(_about(i, tuple(rng.uniform(size=2)), 0.3) for i in range(600)))
     gaps = [score.clean_gap(about, "text") for about in abouts]
     langs, prompts = ["zh", "en"] * 300, [f"p{i // 2}" for i in range(600)]
-    groups = score.summarize(np.array(kept), gaps, langs, prompts)
-    self.assertEqual(set(groups), {"all", "zh", "en", *score.THIRDS})
+    models = [("base", "tuned"), ("base", "slip"), ("base", "base")] * 200
+    groups = score.summarize(np.array(kept), gaps, langs, prompts, models)
+    self.assertEqual(set(groups), {"all", "zh", "en", "drawn", *score.THIRDS})
+    self.assertEqual(groups["drawn"]["n"], 400)
     self.assertEqual(sum(groups[name]["n"] for name in score.THIRDS), 600)
     for got in groups.values():
       self.assertAlmostEqual(got["of_ceiling"], 1.0)
     self.assertLess(groups["hard"]["ceiling"], 0.7)
     self.assertGreater(groups["easy"]["ceiling"], 0.85)
-    coin = score.summarize(rng.random(600) < 0.5, gaps, langs, prompts)
+    coin = score.summarize(rng.random(600) < 0.5, gaps, langs, prompts, models)
     self.assertAlmostEqual(coin["all"]["accuracy"], 0.5, delta=0.07)
 
   def test_choices_of_people_have_no_ceiling(self):
-    groups = score.summarize(np.ones(4, bool), [None] * 4, ["zh"] * 4, list("abcd"))
+    groups = score.summarize(
+      np.ones(4, bool), [None] * 4, ["zh"] * 4, list("abcd"), [("truth", "a")] * 4
+    )
     self.assertEqual(set(groups), {"all", "zh"})
     self.assertNotIn("ceiling", groups["all"])
 
