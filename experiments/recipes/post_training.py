@@ -27,7 +27,7 @@ GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
-           sets=1_500, renders=6_000, bad=750, reward=1_500, refl=400, pictures=5),
+           sets=1_500, renders=6_000, bad=750, reward=1_200, refl=400, pictures=5),
   "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
                 sets=64, renders=64, bad=32, reward=40, refl=8, pictures=1),
 }  # fmt: skip
