@@ -12,12 +12,13 @@ pictures are later cut to that area's buckets; without, they keep their own size
 """
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -54,6 +55,13 @@ def own(
     types.UserError: when a picture is not there, or not the one that was rated.
   """
   readers: dict[str, candidates.Reader] = {}
+
+  @functools.lru_cache(maxsize=2)  # the pairs of a set come one after another
+  def candidate_set(spec: str, row: int) -> candidates.CandidateSet | None:
+    if spec not in readers:
+      readers[spec] = candidates.Reader(candidates.open_sets(spec, f"--pairs {path}: data"))
+    return readers[spec][row] if 0 <= row < len(readers[spec]) else None
+
   for pair in pairs.read(path):
     choice = pair.preferred
     if dimension != _OVERALL:
@@ -68,7 +76,7 @@ def own(
       yield published.Skipped("not better in every dimension")
       continue
     order = (choice, 1 - choice)
-    loaded = [_load(pair.images[k], path, pair.id, readers) for k in order]
+    loaded = [_load(pair.images[k], path, pair.id, candidate_set) for k in order]
     about = {
       "candidates": [pair.images[k].get("candidate") for k in order],
       "models": [pair.images[k].get("model", "") for k in order],
@@ -89,7 +97,10 @@ def own(
 
 
 def _load(
-  reference: Any, path: str, pair_id: str, readers: dict[str, candidates.Reader]
+  reference: Any,
+  path: str,
+  pair_id: str,
+  candidate_set: Callable[[str, int], candidates.CandidateSet | None],
 ) -> tuple[bytes, dict | None]:
   """(encoded picture, scene) of a reference."""
   if "file" in reference:
@@ -99,10 +110,8 @@ def _load(
     except OSError as e:
       raise types.UserError(f"--pairs {path}: pair {pair_id}: {name}: {e.strerror}") from e
   spec = pairs.resolve(reference["data"], path)
-  if spec not in readers:
-    readers[spec] = candidates.Reader(candidates.open_sets(spec, f"--pairs {path}: data"))
   row, k = reference["row"], reference["candidate"]
-  found = readers[spec][row] if 0 <= row < len(readers[spec]) else None
+  found = candidate_set(spec, row)
   if found is None or not 0 <= k < len(found.images):
     raise types.UserError(f"--pairs {path}: pair {pair_id}: {spec} has no row {row}, candidate {k}")
   if reference.get("sha256", found.digest(k)) != found.digest(k):
@@ -119,7 +128,7 @@ def example(choice: published.Choice, area: int) -> dict[str, Any]:
   Raises:
     ValueError: saying why a picture cannot be used.
   """
-  shapes = [transforms.decode(encoded).shape for encoded in choice.images]
+  shapes = [_shape(encoded) for encoded in choice.images]
   try:
     if area:
       size = buckets.assign(*shapes[0][:2], area)
@@ -147,6 +156,11 @@ def example(choice: published.Choice, area: int) -> dict[str, Any]:
     "images": list(choice.images),
     "about": json.dumps(about, ensure_ascii=False),
   }
+
+
+@functools.lru_cache(maxsize=64)  # a set's pictures come in many pairs
+def _shape(encoded: bytes) -> tuple[int, ...]:
+  return transforms.decode(encoded).shape
 
 
 def split_of(choice: published.Choice, percent: int) -> str:
