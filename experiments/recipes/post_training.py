@@ -27,9 +27,11 @@ GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
-           sets=1_500, renders=6_000, bad=750, reward=1_200, refl=400, pictures=5),
+           sets=1_500, renders=6_000, bad=750, refl=400, pictures=5,
+           reward=dict(alignment=1_200, aesthetic=300, text=600)),
   "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
-                sets=64, renders=64, bad=32, reward=40, refl=8, pictures=1),
+                sets=64, renders=64, bad=32, refl=8, pictures=1,
+                reward=dict(alignment=40, aesthetic=40, text=40)),
 }  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
     yield step(
       f"rm_{name}_{kind}",
       f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={data},"
-      f"steps={size.reward} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
+      f"steps={size.reward[kind]} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
     )
     yield step(
       f"score_{name}_{kind}",
