@@ -48,6 +48,8 @@ class Scorer:
     self._frozen, _ = open_lib.load_frozen(config, layout)
     self._fn = jax.jit(layout.stage.predict_fns()["scores"])
     self._encode = reading(config)
+    self._buckets = sorted(config.data.streams.train.text_buckets)
+    self._models = layout.stage.model.configs
 
   def __call__(self, asked: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
     """score_R of each (prompt, uint8 image_RHWC), in order; every record has the same R, H and W."""
@@ -64,5 +66,13 @@ class Scorer:
     padded = chunk + chunk[-1:] * (_BATCH - len(chunk))  # one program for every batch
     texts = [self._encode(prompt) for prompt, _ in padded]
     batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
+    if "llm_ids_BL" in batch:  # the longest bucket costs four times what most prompts need
+      batch["llm_ids_BL"] = self._cut(batch["llm_ids_BL"])
     batch["image_BRHWC"] = np.stack([image_RHWC for _, image_RHWC in padded])
     return np.asarray(self._fn(self._params, self._frozen, {"train": batch}))[: len(chunk)]
+
+  def _cut(self, ids_BL: np.ndarray) -> np.ndarray:
+    """The ids in the smallest text bucket that holds them all."""
+    # One more, where the end is the pad token.
+    longest = 1 + int(np.max(np.sum(ids_BL != self._models["llm"].pad_id, axis=1)))
+    return ids_BL[:, : next((b for b in self._buckets if b >= longest), self._buckets[-1])]
