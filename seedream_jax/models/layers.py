@@ -51,6 +51,12 @@ class Stack(nnx.Module):
     return jax.lax.scan(body, carry, (stacked, xs))
 
 
+def each(stacked: Any, call: Callable[[Any], Any]) -> Any:
+  """`call(module)` of every copy of modules of a Stack, results stacked by block."""
+  graphdef, state = nnx.split(stacked)
+  return jax.lax.map(lambda params: call(nnx.merge(graphdef, params)), state)
+
+
 def residual_inits(depth: int) -> dict[str, nnx.Initializer]:
   """Initialisers of a residual stack: variance 1/fan_in, less for what writes to the stream."""
   return {
