@@ -153,9 +153,8 @@ def _print(plan: dict[str, Any]) -> None:
 
 def _print_program(row: dict[str, Any]) -> None:
   good, there = "fits" if row["fits"] else "DOES NOT FIT", row["gib_there"]
-  print(
-    f"\n{row['name']}: {row['gib_per_chip']:.2f} of {there:.2f} GiB a chip, {good}; compiled in {row['compile_s']} s"
-  )
+  took = f"compiled in {row['compile_s']} s ({row['compile_cpu_s']} s of CPU)"
+  print(f"\n{row['name']}: {row['gib_per_chip']:.2f} of {there:.2f} GiB a chip, {good}; {took}")
   for what, size in row["hbm"].items():
     print(f"  {what:28s} {size / _GIB:8.3f} GiB")
   ratio = f"{row['executed_flops']:.4g} = {row['executed_over_model']:.3f} times"

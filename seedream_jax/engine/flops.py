@@ -98,6 +98,10 @@ def _eqn(eqn: Any, executed: bool) -> float:
   """FLOPs of one equation."""
   if not executed and RECOMPUTED in str(eqn.source_info.name_stack):
     return 0
+  if (
+    not eqn.outvars and not eqn.effects
+  ):  # a call whose results a remat policy kept: left over, and never run
+    return 0
   name, params = eqn.primitive.name, eqn.params
   if name == "dot_general":
     return _dot(eqn)

@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seedream_jax.ops import attention
+
 # What a scanned block keeps for its backward pass, by name.
 REMAT_POLICIES = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(attention.KERNEL_RESULT),
+  ),
 }
 
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from seedream_jax import types
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
+KERNEL_RESULT = "attention"  # the name that a remat policy knows splash's output and row sums by
 _AUTO = {"gpu": "cudnn", "tpu": "splash"}
 _LANES = 128  # splash works on tiles of whole vector registers
 _MASKED = -1e30  # finite, so that a row of masked keys has a finite softmax and gradient
@@ -151,6 +152,7 @@ def _splash_shard(q_BNSK, k_BNLK, v_BNLK, mask_BL, *, causal):
       block_q_dq=block_q,
       block_kv_dq=block_kv,
     ),
+    residual_checkpoint_name=KERNEL_RESULT,
     head_shards=1,
     q_seq_shards=1,
     interpret=_platform() != "tpu",

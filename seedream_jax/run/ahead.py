@@ -10,6 +10,7 @@ import glob
 import multiprocessing
 import os
 import re
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ class Outcome:
     text: the HLO module, optimised and scheduled.
     memory: bytes of main memory: arguments, those of them that are donated, temporaries, outputs (donated included).
     said: what libtpu wrote to stderr.
-    seconds: of the process, tracing included.
+    seconds, cpu_seconds: of the process, tracing included.
     error: XLA's message instead of text and memory, where it refused.
   """
 
@@ -47,6 +48,7 @@ class Outcome:
   memory: Mapping[str, int]
   said: str
   seconds: float
+  cpu_seconds: float
   error: str = ""
 
 
@@ -61,7 +63,7 @@ def compile_apart(make: Callable[..., tuple[dict[str, Any], Any]], *args: Any) -
     types.UserError: `make` did.
     RuntimeError: the process ended without an outcome, or `make` failed in another way.
   """
-  context, start = multiprocessing.get_context("spawn"), time.monotonic()
+  context, start, cpu = multiprocessing.get_context("spawn"), time.monotonic(), _cpu_seconds()
   here, there = context.Pipe()
   with tempfile.TemporaryDirectory() as folder:
     child = context.Process(target=_work, args=(there, folder, make, args), daemon=True)
@@ -76,10 +78,10 @@ def compile_apart(make: Callable[..., tuple[dict[str, Any], Any]], *args: Any) -
     finally:
       child.kill()
       child.join()
-    seconds, said = time.monotonic() - start, _said(folder)
+    took, said = (time.monotonic() - start, _cpu_seconds() - cpu), _said(folder)
     if error:
-      return Outcome(facts, "", {}, said, seconds, error)
-    return Outcome(facts, _read(folder, _TEXT), memory(_read(folder, _MEMORY)), said, seconds)
+      return Outcome(facts, "", {}, said, *took, error)
+    return Outcome(facts, _read(folder, _TEXT), memory(_read(folder, _MEMORY)), said, *took)
 
 
 def memory(text: str) -> dict[str, int]:
@@ -101,6 +103,9 @@ def _work(pipe: Any, folder: str, make: Callable, args: tuple) -> None:
   """The process: sends the facts, then '' or XLA's message; an exception instead of either."""
   file = os.open(os.path.join(folder, "stderr"), os.O_WRONLY | os.O_CREAT)
   os.dup2(file, 2)
+  jax.config.update(
+    "jax_enable_compilation_cache", False
+  )  # what comes from there is not written down
   try:
     facts, lowered = make(*args)
     pipe.send(facts)
@@ -111,6 +116,12 @@ def _work(pipe: Any, folder: str, make: Callable, args: tuple) -> None:
       pipe.send(str(e))
   except Exception as e:
     pipe.send(e if isinstance(e, types.UserError) else RuntimeError(f"{type(e).__name__}: {e}"))
+
+
+def _cpu_seconds() -> float:
+  """Of all processes that this one started and that have ended."""
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
 
 
 def _receive(pipe: Any, folder: str) -> Any:

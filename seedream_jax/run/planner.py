@@ -36,7 +36,7 @@ class Program:
     hbm: bytes a chip by category.
     collectives: {kind: how often, the bytes that a chip sends, the seconds that its links need}.
     wire_seconds, read_seconds: what the links and the main memory need for it, one after the other.
-    compile_seconds: all but machine code, tracing included.
+    compile_seconds, cpu_seconds: all but machine code, tracing included.
     warnings: what the partitioner copies whole.
     mesh, parameters: of the run, scalars by part.
     frozen: its frozen parts.
@@ -50,6 +50,7 @@ class Program:
   wire_seconds: float
   read_seconds: float
   compile_seconds: float
+  cpu_seconds: float
   warnings: list[str] = dataclasses.field(default_factory=list)
   mesh: dict[str, int] = dataclasses.field(default_factory=dict)
   parameters: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -69,7 +70,7 @@ def plan(
     if refused is None:
       raise RuntimeError(made.error)
     hbm["temporaries"] = int(float(refused[1]) * _UNITS[refused[2]])
-    return Program(*counts, {}, math.nan, math.nan, made.seconds, **of_run)
+    return Program(*counts, {}, math.nan, math.nan, made.seconds, made.cpu_seconds, **of_run)
   memory = made.memory
   hbm["padding to tiles"] = max(memory["arguments"] - sum(hbm.values()), 0)
   hbm["temporaries"] = memory["temporaries"]
@@ -81,6 +82,7 @@ def plan(
     sum(row["seconds"] for row in by_kind.values()),
     traffic.moved(made.text) / topology.chip.hbm_rate,
     made.seconds,
+    made.cpu_seconds,
     sorted(set(_INVOLUNTARY.findall(made.said))),
     **of_run,
   )
@@ -158,6 +160,7 @@ def describe(program: Program, topology: hardware.Topology) -> dict[str, Any]:
     "executed_over_model": round(program.executed_flops / program.model_flops, 4),
     "collectives": program.collectives,
     "compile_s": round(program.compile_seconds, 1),
+    "compile_cpu_s": round(program.cpu_seconds, 1),
     # Absent (JSON has no NaN) where the program does not fit: its links are not known then.
     **{k: float(f"{v:.5g}") for k, v in roofs.items() if math.isfinite(v)},
   }

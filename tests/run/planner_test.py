@@ -16,8 +16,8 @@ from absl.testing import parameterized
 from experiments import ct, pretrain, rlhf
 from seedream_jax import types
 from seedream_jax.engine import hardware
-from seedream_jax.run import ahead, planner, programs
 from seedream_jax.run import open as open_lib
+from seedream_jax.run import planner, programs
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "plans.json"
 PLANS = (  # preset, topology, remat
@@ -28,14 +28,10 @@ PLANS = (  # preset, topology, remat
 )
 
 
-def _refuse():
-  raise types.UserError("of its own kind")
-
-
 def program(**changes) -> planner.Program:
   fields = dict(
     name="step", model_flops=3e15, executed_flops=4e15, hbm={"parameters": 1 << 30}, collectives={},
-    wire_seconds=0.5, read_seconds=0.25, compile_seconds=1.0, warnings=[],
+    wire_seconds=0.5, read_seconds=0.25, compile_seconds=1.0, cpu_seconds=1.0,
   )  # fmt: skip
   return planner.Program(**fields | changes)
 
@@ -117,10 +113,6 @@ class PlannerTest(parameterized.TestCase):
     gathered = found.collectives["all-gather"]["wire_bytes"]
     self.assertGreater(gathered, 2 * 0.7 * params * 7 / 8)  # every kernel but adaLN's at least once
     self.assertEmpty(found.warnings)
-
-  def test_a_user_s_mistake_in_the_compiling_process_is_told(self):
-    with self.assertRaisesRegex(types.UserError, "of its own kind"):
-      ahead.compile_apart(_refuse)
 
   def test_what_a_step_holds_at_least(self):
     """The arguments, and activations by remat policy, cut over the chips."""
@@ -234,7 +226,13 @@ def make_plan(preset: str, topology: str, remat: str) -> dict:
   env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
   plan = json.loads(pathlib.Path(out).read_text())
-  del plan["programs"][0]["compile_s"]
+  return without_times(plan)
+
+
+def without_times(plan: dict) -> dict:
+  """A plan without what depends on the machine that made it."""
+  for row in plan["programs"]:
+    del row["compile_s"], row["compile_cpu_s"]
   return plan
 
 
