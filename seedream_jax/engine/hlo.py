@@ -19,7 +19,7 @@ BITS = {
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_LESS = re.compile(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT")
+_LESS = re.compile(r"ROOT .* compare\(.*%([\w.\-]+), .*%([\w.\-]+)\), direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
   r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))"
@@ -114,15 +114,34 @@ def branches(rest: str) -> list[str]:
 
 
 def turns(bodies: dict[str, list[str]], rest: str) -> int | None:
-  """What XLA wrote beside the loop, else what its counter, which jax starts at 0, is compared with."""
+  """What XLA wrote beside the loop, else what its counter, which starts at 0, is compared with, by its steps."""
   if match := _TURNS.search(rest):
     return int(match[1])
   condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", rest)[1], [])
   compared = next((m for line in condition if (m := _LESS.search(line))), None)
-  for line in condition if compared else ():
-    if match := re.search(rf"%{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)", line):
-      return int(match[1])
-  return None
+  limit = compared and _constant(condition, compared[2])
+  if limit is None:
+    return None
+  step = _step(bodies.get(re.search(r"body=%?([\w.\-]+)", rest)[1], []), condition, compared[1])
+  return -(-limit // step) if step else None
+
+
+def _step(body: list[str], condition: list[str], counter: str) -> int | None:
+  """What a turn adds to the counter: 2 where XLA unrolled the loop of a windowed matmul; 1 where it does not say."""
+  element = re.compile(rf"%{re.escape(counter)} = .*get-tuple-element\(.*index=(\d+)")
+  index = next((int(m[1]) for line in condition if (m := element.search(line))), None)
+  root = next((line for line in body if "ROOT" in line), "")
+  if index is None or " tuple(" not in root:
+    return 1
+  name = re.findall(r"%([\w.\-]+)", root.partition(" tuple(")[2])[index]
+  added = re.compile(rf"%{re.escape(name)} = .* add\(%[\w.\-]+, %([\w.\-]+)\)")
+  found = next((m[1] for line in body if (m := added.search(line))), None)
+  return _constant(body, found) if found else 1
+
+
+def _constant(lines: list[str], name: str) -> int | None:
+  pattern = re.compile(rf"%{re.escape(name)} = [su]32\[\]\S* constant\((\d+)\)")
+  return next((int(m[1]) for line in lines if (m := pattern.search(line))), None)
 
 
 def _nbytes(op: str, rest: str, end: int) -> int:

@@ -278,11 +278,11 @@ class DiT(nnx.Module):
     aes_BTD = self._aesthetics(cond)
 
     def call(block, carry, mods):
-      *carry, seen = block(*map(partition.by_batch, carry), mods, mask_BS, cos, sin, aes_BTD)
+      *carry, seen = block(*carry, mods, mask_BS, cos, sin, aes_BTD)
       return tuple(carry), {name: seen[name] for name in taps}
 
     carry, seen = self.blocks((txt_BTD, img_BID), call, mods)
-    (_, img_BID), last_seen = call(self.last, carry, last_mods)
+    (_, img_BID), last_seen = call(self.last, map(partition.by_batch, carry), last_mods)
     out_BIX = self.out(modulate(img_BID.astype(jnp.float32), *_chunks(out_mod, cfg.width)))
     v_BHWC = patch.unpatchify(out_BIX, h, w, cfg.patch)
     if not taps:

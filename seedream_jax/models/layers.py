@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seedream_jax.ops import attention
+from seedream_jax.ops import attention, partition
 
 # What a scanned block keeps for its backward pass, by name.
 REMAT_POLICIES = {
@@ -44,11 +44,15 @@ class Stack(nnx.Module):
     self.remat = remat
 
   def __call__(self, carry: Any, call: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None):
-    """Scans `carry, y = call(block, carry, x)` over the blocks; returns (carry, ys stacked by block)."""
+    """Scans `carry, y = call(block, carry, x)` over the blocks; returns (carry, ys stacked by block).
+
+    The carry's leaves lead with the batch.
+    """
     graphdef, stacked = nnx.split(self.layers)
 
     def body(carry, slices):
       params, x = slices
+      carry = jax.tree.map(partition.by_batch, carry)
       return call(nnx.merge(graphdef, params), carry, x)
 
     if REMAT_POLICIES[self.remat] is not None:

@@ -71,6 +71,15 @@ class HloTest(parameterized.TestCase):
     text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
     self.assertEqual(hlo.collectives(text), hlo.collectives(_TEXT))
 
+  def test_turns_of_a_loop_that_counts_by_two(self):
+    """As around a windowed matmul, which XLA unrolls."""
+    text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
+    text = text.replace("  %b = s32[]", "  %a = u32[] get-tuple-element(%p), index=1\n  %b = u32[]")
+    two = "  %two = u32[] constant(2)\n  %next = u32[] add(%n, %two)\n"
+    text = text.replace("  %x = f32", f"{two}  %x = f32", 1)
+    text = text.replace("to_apply=%add\n}", "to_apply=%add\n  ROOT %r = tuple(%rs, %next)\n}", 1)
+    self.assertEqual([c.times for c in hlo.collectives(text)], [3, 3, 1])
+
   def test_a_loop_of_unknown_turns_is_refused(self):
     text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "").replace(
       "constant(5)", "parameter(1)"
