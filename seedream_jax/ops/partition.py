@@ -1,4 +1,4 @@
-"""Where activations live on the mesh of the context.
+"""Where activations live on the mesh of the context, and what it is made of.
 
 Dims: B batch, X several of a thing, D F widths.
 XLA propagates shardings from parameters as readily as from the batch: with parameters cut over
@@ -12,6 +12,12 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from seedream_jax import types
+
+
+def platform() -> str:
+  """Of the mesh in the context, which may be of hardware that is not here (ahead-of-time compilation)."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def by_batch(x: jax.Array) -> jax.Array:

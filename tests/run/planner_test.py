@@ -170,7 +170,9 @@ class GoldenPlanTest(parameterized.TestCase):
       # adaLN's kernels, a third of the parameters, do not travel: with them it was 10.3 bytes a parameter on v5e.
       sent = sum(row["wire_bytes"] for row in step["collectives"].values())
       self.assertLess(sent, 9 * kept["parameters"]["dit"])
-      self.assertEqual(step["collectives"]["all-to-all"]["count"], 2)  # their vectors, there and back
+      self.assertEqual(
+        step["collectives"]["all-to-all"]["count"], 2
+      )  # their vectors, there and back
     self.assertEqual(kept["remat"], remat)
 
   @parameterized.parameters(("full", "full"), ("full", "dots"), ("base", "full"))
