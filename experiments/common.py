@@ -8,8 +8,13 @@ from ml_collections import config_dict
 
 # Kernels are (in, out), stacked kernels (depth, in, out): specs align to the trailing dims; "?" = shard if it divides.
 SHARDING_RULES = (
-  (r".*/(qkv|q|k|v|mlp_in|gate|up|wi_0|wi_1)/kernel", ("fsdp?", "tensor?")),
-  (r".*/(out|mlp_out|down|wo|o)/kernel", ("tensor?", "fsdp?")),
+  # adaLN's kernels are not gathered: their columns stay where they are (ops/partition.py).
+  (r".*blocks/layers/.*/modulation/proj/(kernel|bias)", ("fsdp?",)),
+  # By the hidden width, the longer: shards stay whole tiles of a TPU's memory up to 4 times as many chips.
+  (r".*/mlp_in/kernel", (None, ("tensor?", "fsdp?"))),
+  (r".*/mlp_out/kernel", (("tensor?", "fsdp?"), None)),
+  (r".*/(qkv|q|k|v|gate|up|wi_0|wi_1)/kernel", ("fsdp?", "tensor?")),
+  (r".*/(out|down|wo|o)/kernel", ("tensor?", "fsdp?")),
   # An adapter's factors (in, rank) and (rank, out) lie as the kernel beside them; rank is never cut.
   (r".*/(out|mlp_out|down|wo|o)/lora_a", ("tensor?", None)),
   (r".*/(out|mlp_out|down|wo|o)/lora_b", (None, "fsdp?")),

@@ -24,7 +24,7 @@ PRESETS = {
   ),
   "base": dict(
     batch=1024, text_buckets=(64, 256), glyph_bytes=128, dit="base", vae="flux", llm="1.7B", byt5="small",
-    lr=1.5e-4, steps=400_000, shift=3.0, fsdp=-1, dtype="bfloat16", remat="full",
+    lr=1.5e-4, steps=400_000, shift=3.0, fsdp=-1, dtype="bfloat16", remat="full", accum=2,
   ),
   "full": dict(
     batch=2048, text_buckets=(128, 512), glyph_bytes=256, dit="full", vae="flux", llm="8B", byt5="small",
@@ -103,6 +103,7 @@ def make(arg, data):
     common.adapt(config, "dit", arg.lora)
   config.sharding.mesh = common.mesh(preset["fsdp"])
   config.train.total_steps = arg.steps or preset["steps"]
+  config.train.accum_steps = preset.get("accum", 1)
   config.train.frozen_dtype = preset["dtype"]
   config.train.log_every_steps = 50 if nano else 20
   config.ckpt.every_steps = 1_000 if nano else 2_000

@@ -3,7 +3,8 @@ r"""Says what a run needs and can reach on hardware that is not here.
   python -m seedream_jax.plan --config experiments/pretrain.py:full,content=latent,text=features --topology v5e:16x16
   ... --json plan.json --price_per_chip_hour 1.2 --search --what sampler
 
-Compiles the run's own step for the topology, on a machine without it (TPU: `pip install seedream_jax[plan]`).
+Compiles the run's own step for the topology, on a machine without it (TPU: `pip install seedream_jax[plan]`), as far
+as its machine code: docs/plan.md.
 Precomputed latents and features are a choice of the config; the frozen encoders are compiled apart either way, so that
 both prices are known. The table goes to stdout, the last line is a JSON object.
 """
@@ -19,8 +20,7 @@ from ml_collections import config_flags
 
 from seedream_jax import types
 from seedream_jax.engine import hardware
-from seedream_jax.run import cli, planner
-from seedream_jax.run import open as open_lib
+from seedream_jax.run import cli, planner, programs
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment of a denoise stage.", lock_config=True
@@ -55,12 +55,13 @@ def main(argv: Sequence[str]) -> int:
   if _JSON.value:
     cli.check_out("--json", _JSON.value)
   cli.prepare_jax()
-  config, chips = _CONFIG.value, planner.devices(topology)
+  config = _CONFIG.value
+  programs.devices(topology)
   config.sharding.num_devices = 0
-  size = cli.parse_size(_SIZE.value) if _SIZE.value else planner.default_size(config)
-  plan = _plan(config, topology, size, chips)
+  size = cli.parse_size(_SIZE.value) if _SIZE.value else programs.default_size(config)
+  plan = _plan(config, topology, size)
   if _SEARCH.value:
-    plan["search"] = _search(config, topology, size, chips)
+    plan["search"] = _search(config, topology, size)
   _print(plan)
   if _JSON.value:
     with open(_JSON.value, "w", encoding="utf-8") as f:
@@ -77,21 +78,13 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _plan(
-  config: Any, topology: hardware.Topology, size: tuple[int, int], chips: list[Any]
-) -> dict[str, Any]:
-  stream = config.data.streams.train
-  if _WHAT.value == "step":
-    layout, program = planner.plan_step(config, topology, size, chips)
-  else:
-    layout = open_lib.lay_out(config, chips)
-    options = dict(num_steps=25, guidance=4.0)
-    program = planner.plan_sampler(layout, topology, stream, size, options)
-  programs = [program]
+def _plan(config: Any, topology: hardware.Topology, size: tuple[int, int]) -> dict[str, Any]:
+  stream, first = config.data.streams.train, planner.plan(_WHAT.value, config, topology, size)
+  found = [first]
   if _ENCODERS.value:
-    parts = [part for part in layout.frozen if part in ("vae", *planner.ENCODERS)]
-    programs += [planner.plan_part(part, layout, topology, stream, size) for part in parts]
-  rows = [planner.describe(program, topology) for program in programs]
+    parts = [part for part in first.frozen if part in ("vae", *programs.ENCODERS)]
+    found += [planner.plan(part, config, topology, size) for part in parts]
+  rows = [planner.describe(program, topology) for program in found]
   return {
     "config": {"size": list(size), "batch": stream.batch_size, "steps": config.train.total_steps},
     "topology": {
@@ -99,9 +92,9 @@ def _plan(
       "chips": topology.num_chips,
       "chip": dataclasses.asdict(topology.chip),
     },
-    "mesh": dict(layout.mesh.shape),
+    "mesh": first.mesh,
     "remat": config.model.get("dit", {}).get("remat", "none"),
-    "parameters": planner.parameters(layout),
+    "parameters": first.parameters,
     "programs": rows,
     "budget": planner.budget(
       rows[0], stream.batch_size, config.train.total_steps, topology.num_chips, _PRICE.value
@@ -110,30 +103,30 @@ def _plan(
 
 
 def _search(
-  config: Any, topology: hardware.Topology, size: tuple[int, int], chips: list[Any]
+  config: Any, topology: hardware.Topology, size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-  """Every mesh and policy that compiles, the quickest that fits first."""
+  """Every mesh and policy, the quickest that fits first; what cannot fit by arithmetic is not compiled."""
   found = []
   for mesh in planner.meshes(topology, config.data.streams.train.batch_size):
     for remat in _REMATS:
       with config.unlocked():
         config.sharding.mesh, config.model.dit.remat = mesh, remat
-      try:
-        row = planner.describe(planner.plan_step(config, topology, size, chips)[1], topology)
-      except types.UserError as e:
-        found.append({"mesh": mesh, "remat": remat, "error": str(e)})
-        continue
-      keys = (
-        "fits",
-        "gib_per_chip",
-        "step_s_overlapped",
-        "step_s_in_turn",
-        "mfu_overlapped",
-        "mfu_in_turn",
-      )
-      found.append({"mesh": mesh, "remat": remat, **{k: row[k] for k in keys if k in row}})
+      found.append({"mesh": mesh, "remat": remat, **_try(config, topology, size)})
       print(json.dumps(found[-1]), flush=True)
   return sorted(found, key=lambda r: (not r.get("fits"), r.get("step_s_in_turn", math.inf)))
+
+
+def _try(config: Any, topology: hardware.Topology, size: tuple[int, int]) -> dict[str, Any]:
+  """What the search keeps of one layout."""
+  try:
+    least = programs.make("step", config, topology, size).least_bytes()
+    if not planner.fits(least, topology):
+      return {"fits": False, "gib_per_chip_at_least": round(least / _GIB, 3)}
+    row = planner.describe(planner.plan("step", config, topology, size), topology)
+  except types.UserError as e:
+    return {"error": str(e)}
+  keys = ("fits", "gib_per_chip", "step_s_overlapped", "step_s_in_turn", "mfu_overlapped", "mfu_in_turn")  # fmt: skip
+  return {k: row[k] for k in keys if k in row}
 
 
 def _print(plan: dict[str, Any]) -> None:
@@ -160,9 +153,8 @@ def _print(plan: dict[str, Any]) -> None:
 
 def _print_program(row: dict[str, Any]) -> None:
   good, there = "fits" if row["fits"] else "DOES NOT FIT", row["gib_there"]
-  print(
-    f"\n{row['name']}: {row['gib_per_chip']:.2f} of {there:.2f} GiB a chip, {good}; compiled in {row['compile_s']} s"
-  )
+  took = f"compiled in {row['compile_s']} s ({row['compile_cpu_s']} s of CPU)"
+  print(f"\n{row['name']}: {row['gib_per_chip']:.2f} of {there:.2f} GiB a chip, {good}; {took}")
   for what, size in row["hbm"].items():
     print(f"  {what:28s} {size / _GIB:8.3f} GiB")
   ratio = f"{row['executed_flops']:.4g} = {row['executed_over_model']:.3f} times"

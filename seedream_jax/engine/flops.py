@@ -98,6 +98,10 @@ def _eqn(eqn: Any, executed: bool) -> float:
   """FLOPs of one equation."""
   if not executed and RECOMPUTED in str(eqn.source_info.name_stack):
     return 0
+  if (
+    not eqn.outvars and not eqn.effects
+  ):  # a call whose results a remat policy kept: left over, and never run
+    return 0
   name, params = eqn.primitive.name, eqn.params
   if name == "dot_general":
     return _dot(eqn)
@@ -110,7 +114,7 @@ def _eqn(eqn: Any, executed: bool) -> float:
   if name == "scan":
     return params["length"] * _jaxpr(params["jaxpr"].jaxpr, executed)
   if name == "while":
-    flops = sum(_jaxpr(j, executed) for j in _subjaxprs(params))
+    flops = sum(_jaxpr(j, executed) for j in subjaxprs(params))
     if flops:
       raise ValueError(
         "cannot count FLOPs in a while loop: the number of turns is not known; use lax.scan, or a "
@@ -122,7 +126,7 @@ def _eqn(eqn: Any, executed: bool) -> float:
   if name == "shard_map":
     shards = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return shards * _jaxpr(params["jaxpr"], executed)
-  return sum(_jaxpr(j, executed) for j in _subjaxprs(params))  # jit, remat, custom_vjp, ...
+  return sum(_jaxpr(j, executed) for j in subjaxprs(params))  # jit, remat, custom_vjp, ...
 
 
 def _dot(eqn: Any) -> int:
@@ -158,7 +162,8 @@ def _pallas(params: dict[str, Any], executed: bool) -> float:
   return flops if executed else flops * next(shares, 1)
 
 
-def _subjaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def subjaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+  """Those of an equation."""
   for value in params.values():
     for item in value if isinstance(value, (list, tuple)) else (value,):
       if isinstance(item, core.ClosedJaxpr):

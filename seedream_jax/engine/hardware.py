@@ -1,7 +1,8 @@
 """What one chip can do, from its makers' data sheets: the roofs under a plan.
 
 TPU figures: https://jax-ml.github.io/scaling-book/tpus (links both ways, HBM) and
-https://cloud.google.com/tpu/docs/{v5e,v5p,v6e} (HBM size, peak). GPU figures: NVIDIA's H100 and H200 data sheets (SXM).
+https://cloud.google.com/tpu/docs/{v5e,v5p,v6e} (HBM size, peak, which slices are a torus). GPU figures: NVIDIA's H100
+and H200 data sheets (SXM).
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ class Chip:
     hbm_bytes: what a program may use; TPU v5e's 16 GiB less what its runtime keeps.
     hbm_rate: bytes/s.
     link_rate: bytes/s of one torus axis, both directions together; for a GPU, of its NVLinks.
-    axes: torus axes that a whole slice spans; a GPU's switch counts as one.
+    axes: torus axes; a GPU's switch counts as one.
+    ring: an axis of so many chips, or a multiple where there are 3 axes, closes to a ring; a shorter one is a line.
   """
 
   name: str
@@ -30,15 +32,16 @@ class Chip:
   hbm_rate: float
   link_rate: float
   axes: int
+  ring: int
 
 
 _GIB = 1 << 30
 CHIPS = {
-  "v5e": Chip("TPU v5e", 197e12, int(15.75 * _GIB), 819e9, 90e9, 2),
-  "v5p": Chip("TPU v5p", 459e12, int(95.0 * _GIB), 2765e9, 180e9, 3),
-  "v6e": Chip("TPU v6e", 918e12, int(31.25 * _GIB), 1638e9, 180e9, 2),
-  "h100": Chip("NVIDIA H100 SXM", 989e12, int(79.0 * _GIB), 3350e9, 900e9, 1),
-  "h200": Chip("NVIDIA H200 SXM", 989e12, int(140.0 * _GIB), 4800e9, 900e9, 1),
+  "v5e": Chip("TPU v5e", 197e12, int(15.75 * _GIB), 819e9, 90e9, 2, 16),
+  "v5p": Chip("TPU v5p", 459e12, int(95.0 * _GIB), 2765e9, 180e9, 3, 4),
+  "v6e": Chip("TPU v6e", 918e12, int(31.25 * _GIB), 1638e9, 180e9, 2, 16),
+  "h100": Chip("NVIDIA H100 SXM", 989e12, int(79.0 * _GIB), 3350e9, 900e9, 1, 1),
+  "h200": Chip("NVIDIA H200 SXM", 989e12, int(140.0 * _GIB), 4800e9, 900e9, 1, 1),
 }
 
 
@@ -59,6 +62,13 @@ class Topology:
   def is_tpu(self) -> bool:
     """Whether libtpu compiles for it."""
     return self.chip.name.startswith("TPU")
+
+  @property
+  def rings(self) -> tuple[bool, ...]:
+    """Whether each axis is closed. Slices of 3 axes close them all or none: they are made of cubes of 4x4x4."""
+    if len(self.shape) == 3:
+      return (all(side % self.chip.ring == 0 for side in self.shape),) * 3
+    return tuple(side % self.chip.ring == 0 for side in self.shape)
 
 
 def parse(text: str) -> Topology:

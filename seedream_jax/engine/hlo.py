@@ -8,6 +8,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 BITS = {
   "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "s16": 16, "u16": 16, "f16": 16,
@@ -16,7 +19,7 @@ BITS = {
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_LESS = re.compile(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT")
+_LESS = re.compile(r"ROOT .* compare\(.*%([\w.\-]+), .*%([\w.\-]+)\), direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
   r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))"
@@ -30,14 +33,14 @@ class Collective:
   Attributes:
     kind: of KINDS.
     bytes: of the whole array that one chip gathers, reduces or sends, once.
-    group: chips that take part together.
+    chips: that take part together, as the program numbers them; of one group, the others are like it.
     times: how often it runs in one call.
     channel: XLA's number of it, None where it gave none.
   """
 
   kind: str
   bytes: int
-  group: int
+  chips: tuple[int, ...]
   times: int
   channel: int | None = None
 
@@ -45,7 +48,7 @@ class Collective:
   def wire_bytes(self) -> float:
     """What each chip must send in all, by a ring: an all-reduce goes round twice."""
     rounds = 2 if self.kind == "all-reduce" else 1
-    share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
+    share = 1.0 if self.kind == "collective-permute" else (len(self.chips) - 1) / len(self.chips)
     return rounds * share * self.bytes * self.times
 
 
@@ -87,8 +90,8 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Colle
     kind = op[1].removesuffix("-start")
     if kind in KINDS:
       channel = re.search(r"channel_id=(\d+)", rest)
-      size, group = _nbytes(op[1], rest, op.start()), _group(kind, rest)
-      yield Collective(kind, size, group, times, int(channel[1]) if channel else None)
+      size, chips = _nbytes(op[1], rest, op.start()), _chips(kind, rest)
+      yield Collective(kind, size, chips, times, int(channel[1]) if channel else None)
     if op[1] == "while":
       inner = list(_walk(bodies, re.search(r"body=%?([\w.\-]+)", rest)[1], 1))
       count = turns(bodies, rest) if inner else 0
@@ -111,15 +114,34 @@ def branches(rest: str) -> list[str]:
 
 
 def turns(bodies: dict[str, list[str]], rest: str) -> int | None:
-  """What XLA wrote beside the loop, else what its counter, which jax starts at 0, is compared with."""
+  """What XLA wrote beside the loop, else what its counter, which starts at 0, is compared with, by its steps."""
   if match := _TURNS.search(rest):
     return int(match[1])
   condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", rest)[1], [])
   compared = next((m for line in condition if (m := _LESS.search(line))), None)
-  for line in condition if compared else ():
-    if match := re.search(rf"%{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)", line):
-      return int(match[1])
-  return None
+  limit = compared and _constant(condition, compared[2])
+  if limit is None:
+    return None
+  step = _step(bodies.get(re.search(r"body=%?([\w.\-]+)", rest)[1], []), condition, compared[1])
+  return -(-limit // step) if step else None
+
+
+def _step(body: list[str], condition: list[str], counter: str) -> int | None:
+  """What a turn adds to the counter: 2 where XLA unrolled the loop of a windowed matmul; 1 where it does not say."""
+  element = re.compile(rf"%{re.escape(counter)} = .*get-tuple-element\(.*index=(\d+)")
+  index = next((int(m[1]) for line in condition if (m := element.search(line))), None)
+  root = next((line for line in body if "ROOT" in line), "")
+  if index is None or " tuple(" not in root:
+    return 1
+  name = re.findall(r"%([\w.\-]+)", root.partition(" tuple(")[2])[index]
+  added = re.compile(rf"%{re.escape(name)} = .* add\(%[\w.\-]+, %([\w.\-]+)\)")
+  found = next((m[1] for line in body if (m := added.search(line))), None)
+  return _constant(body, found) if found else 1
+
+
+def _constant(lines: list[str], name: str) -> int | None:
+  pattern = re.compile(rf"%{re.escape(name)} = [su]32\[\]\S* constant\((\d+)\)")
+  return next((int(m[1]) for line in lines if (m := pattern.search(line))), None)
 
 
 def _nbytes(op: str, rest: str, end: int) -> int:
@@ -131,23 +153,43 @@ def _nbytes(op: str, rest: str, end: int) -> int:
   ]
   if op.endswith("-start") and not op.startswith("all-reduce") and len(sizes) > 1:
     sizes = sizes[len(sizes) // 2 :]  # its operands come first
-  return sum(sizes) * (_group(op, rest) if op.startswith("reduce-scatter") else 1)
+  return sum(sizes) * (len(_chips(op, rest)) if op.startswith("reduce-scatter") else 1)
 
 
-def _group(op: str, rest: str) -> int:
-  """Chips in one group, in any of the ways that HLO writes it."""
+def _chips(op: str, rest: str) -> tuple[int, ...]:
+  """One group's, in any of the ways that HLO writes it."""
   if op.startswith("collective-permute"):
-    return 2
-  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
-    return int(match[2])
+    pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
+    return (int(pair[1]), int(pair[2])) if pair else (0, 1)
+  if match := re.search(r"replica_groups=\[([\d,]+)\](<=\S+)", rest):
+    shape = [int(n) for n in match[1].split(",")]
+    return tuple(_iota(match[2]).reshape(shape)[0].tolist())
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-    return match[1].count(",") + 1
+    return tuple(int(n) for n in match[1].split(","))
   if match := re.search(
-    r"replica_groups=(?:@\w+|mesh)\[?([^\]{]*)\]?(?:, device_ids=\S+)? \{([^}]*)\}", rest
+    r"replica_groups=(?:@\w+|mesh)\[?([^\]{]*)\]?(?:, device_ids=(\S+))? \{([^}]*)\}", rest
   ):
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
-    axes = re.findall(
-      r"'([^']+)'(?::\(\d+\)(\d+))?", match[2]
-    )  # 'axis':(from)size is a part of an axis
-    return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+    ids = _iota(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
+    return _along(ids.reshape(tuple(sizes.values())), list(sizes), match[3])
   raise ValueError(f"cannot read the replica groups of {rest[:200]}")
+
+
+def _iota(text: str) -> np.ndarray:
+  """Of '<=[2,4]T(1,0)' or '([2,4]T(1,0))': the numbers in that shape, axes swapped, then flat."""
+  match = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  if not match:
+    raise ValueError(f"cannot read the device order {text[:200]}")
+  shape = [int(n) for n in match[1].split(",")]
+  order = [int(n) for n in match[2].split(",")] if match[2] else range(len(shape))
+  return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1)
+
+
+def _along(ids: np.ndarray, names: list[str], text: str) -> tuple[int, ...]:
+  """The first group along "'a','b':(2)4": whole axes, or after the first 2 the 4 parts of one."""
+  index: list[Any] = [0] * ids.ndim
+  for axis, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", text):
+    at = names.index(axis)
+    step = ids.shape[at] // (int(before) * int(part)) if part else 1
+    index[at] = slice(0, step * int(part) if part else None, step)
+  return tuple(ids[tuple(index)].reshape(-1).tolist())

@@ -14,6 +14,7 @@ from flax import nnx
 
 from seedream_jax import types
 from seedream_jax.models import layers
+from seedream_jax.ops import partition
 
 FREQUENCIES = 256  # channels of a sinusoidal embedding, as in DiT and FLUX
 
@@ -37,7 +38,7 @@ class MLP(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., din] -> [..., dim]."""
-    return self.fc2(nnx.silu(self.fc1(x)))
+    return partition.by_batch(self.fc2(nnx.silu(partition.by_batch(self.fc1(x)))))
 
 
 class Time(nnx.Module):

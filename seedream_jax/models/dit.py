@@ -115,13 +115,12 @@ class Modulation(nnx.Module):
     else:
       self.table = nnx.Param(_INIT["modulation"](rngs.params(), (chunks, cfg.width), jnp.float32))
 
-  def __call__(self, mod: jax.Array) -> list[jax.Array]:
-    """B1D arrays, float32. `mod`: silu(vec)_BD for "full", shared projection_BXD for "single"."""
+  def __call__(self, mod: jax.Array) -> jax.Array:
+    """[B, chunks * D], float32. `mod`: silu(vec)_BD for "full", shared projection_BXD for "single"."""
     if hasattr(self, "table"):
       mod_BXD = mod[:, : self.chunks] + self.table[...][None]
-    else:
-      mod_BXD = self.proj(mod).reshape(mod.shape[0], self.chunks, -1)
-    return jnp.split(mod_BXD, self.chunks, axis=1)
+      return mod_BXD.reshape(mod.shape[0], -1)
+    return self.proj(mod)
 
 
 def modulate(x_BLD: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array) -> jax.Array:
@@ -151,7 +150,7 @@ class Stream(nnx.Module):
       self.mlp_in, self.mlp_out = linear(cfg.width, hidden), linear(hidden, cfg.width)
 
   def before(self, x_BLD, mod):
-    """(q, k, v)_BLNK with q and k normed; q is None for a stream that is only read."""
+    """(q, k, v)_BLNK with q and k normed; q is None for a stream that is only read. `mod`: of B1D."""
     x_BLD = modulate(x_BLD, mod[0], mod[1])
     heads = (*x_BLD.shape[:2], -1, self.head_dim)
     k_BLNK, v_BLNK = self.norm_k(self.k(x_BLD).reshape(heads)), self.v(x_BLD).reshape(heads)
@@ -162,12 +161,17 @@ class Stream(nnx.Module):
     """Residual updates by the attention's output and by the MLP."""
     _, _, gate_a, shift_m, scale_m, gate_m = mod
     x_BLD = x_BLD + _gated(gate_a, self.out(att_BLNK.reshape(x_BLD.shape)))
-    hidden_BLF = nnx.gelu(self.mlp_in(modulate(x_BLD, shift_m, scale_m)), approximate=True)
-    return x_BLD + _gated(gate_m, self.mlp_out(hidden_BLF))
+    hidden_BLF = partition.by_batch(self.mlp_in(modulate(x_BLD, shift_m, scale_m)))
+    return x_BLD + _gated(gate_m, self.mlp_out(nnx.gelu(hidden_BLF, approximate=True)))
 
 
 def _gated(gate_B1D: jax.Array, x_BLD: jax.Array) -> jax.Array:
   return (gate_B1D * x_BLD.astype(jnp.float32)).astype(x_BLD.dtype)
+
+
+def _chunks(mod_BF: jax.Array, width: int) -> list[jax.Array]:
+  """B1D arrays of a Modulation's output."""
+  return jnp.split(mod_BF[:, None], mod_BF.shape[1] // width, axis=2)
 
 
 class Block(nnx.Module):
@@ -182,8 +186,8 @@ class Block(nnx.Module):
       self.vmix_v = _linear(cfg, cfg.width, cfg.width, rngs, "added", use_bias=False)
 
   def __call__(self, txt_BTD, img_BID, mods, mask_BS, cos, sin, aes_BTD=None):
-    """Both streams after the block, and what TAPS names."""
-    mod_t, mod_i = self.txt.modulation(mods[0]), self.img.modulation(mods[1])
+    """Both streams after the block, and what TAPS names. `mods`: the streams' modulations, [B, chunks * D]."""
+    mod_t, mod_i = (_chunks(mod, img_BID.shape[-1]) for mod in mods)
     q_t, k_t, v_t = self.txt.before(txt_BTD, mod_t)
     q_i, k_i, v_i = self.img.before(img_BID, mod_i)
     q_i, k_i = rope.apply(q_i, cos, sin), rope.apply(k_i, cos, sin)
@@ -270,16 +274,16 @@ class DiT(nnx.Module):
     txt_BTD, img_BID = self._embed(xt_BHWC, cond)
     mask_BS = jnp.concatenate([cond.mask_BT, jnp.ones(img_BID.shape[:2], bool)], axis=1)
     cos, sin = self._rope(h // cfg.patch, w // cfg.patch)
-    mods = self._mods(vec_BD)
+    mods, last_mods, out_mod = self._mods(vec_BD)
     aes_BTD = self._aesthetics(cond)
 
-    def call(block, carry, _):
-      *carry, seen = block(*map(partition.by_batch, carry), mods, mask_BS, cos, sin, aes_BTD)
+    def call(block, carry, mods):
+      *carry, seen = block(*carry, mods, mask_BS, cos, sin, aes_BTD)
       return tuple(carry), {name: seen[name] for name in taps}
 
-    carry, seen = self.blocks((txt_BTD, img_BID), call)
-    (_, img_BID), last_seen = call(self.last, carry, None)
-    out_BIX = self.out(modulate(img_BID.astype(jnp.float32), *self.out_mod(mods[1])))
+    carry, seen = self.blocks((txt_BTD, img_BID), call, mods)
+    (_, img_BID), last_seen = call(self.last, map(partition.by_batch, carry), last_mods)
+    out_BIX = self.out(modulate(img_BID.astype(jnp.float32), *_chunks(out_mod, cfg.width)))
     v_BHWC = patch.unpatchify(out_BIX, h, w, cfg.patch)
     if not taps:
       return v_BHWC
@@ -308,12 +312,27 @@ class DiT(nnx.Module):
     aes_BTD = self.vmix(cond.tags_BA, cond.tag_strength_B, cond.txt_BTE.shape[1])
     return partition.by_batch(aes_BTD)
 
-  def _mods(self, vec_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the text and the image streams' Modulation takes."""
+  def _mods(self, vec_BD: jax.Array) -> tuple[Any, Any, jax.Array]:
+    """What modulates the scanned blocks (stacked), the last block and the output.
+
+    Of the scanned blocks all at once: their kernels are a third of the parameters, and few vectors go through them.
+    """
+    mod_t = mod_i = nnx.silu(vec_BD)
+    if self.cfg.adaln == "single":
+      shared_BXD = partition.by_batch(self.shared(mod_t)).reshape(vec_BD.shape[0], 12, -1)
+      mod_t, mod_i = shared_BXD[:, :6], shared_BXD[:, 6:]
+    last = self.last.txt.modulation(mod_t), self.last.img.modulation(mod_i)
+    streams = self.blocks.layers.txt.modulation, self.blocks.layers.img.modulation
+    here = [partition.to_columns(x) if self.cfg.adaln == "full" else x for x in (mod_t, mod_i)]
+
+    def both(streams):
+      return jnp.stack([modulation(mod) for modulation, mod in zip(streams, here)])
+
+    stacked_X2BF = layers.each(streams, both)
     if self.cfg.adaln == "full":
-      return (nnx.silu(vec_BD),) * 2
-    shared_BXD = self.shared(nnx.silu(vec_BD)).reshape(vec_BD.shape[0], 12, -1)
-    return shared_BXD[:, :6], shared_BXD[:, 6:]
+      flat_YBF = partition.from_columns(stacked_X2BF.reshape(-1, *stacked_X2BF.shape[2:]))
+      stacked_X2BF = flat_YBF.reshape(stacked_X2BF.shape)
+    return (stacked_X2BF[:, 0], stacked_X2BF[:, 1]), last, self.out_mod(mod_i)
 
   def _rope(self, h: int, w: int) -> tuple[jax.Array, jax.Array]:
     cfg = self.cfg

@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seedream_jax.ops import attention, partition
+
 # What a scanned block keeps for its backward pass, by name.
 REMAT_POLICIES = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(attention.KERNEL_RESULT),
+  ),
 }
 
 
@@ -39,16 +44,26 @@ class Stack(nnx.Module):
     self.remat = remat
 
   def __call__(self, carry: Any, call: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None):
-    """Scans `carry, y = call(block, carry, x)` over the blocks; returns (carry, ys stacked by block)."""
+    """Scans `carry, y = call(block, carry, x)` over the blocks; returns (carry, ys stacked by block).
+
+    The carry's leaves lead with the batch.
+    """
     graphdef, stacked = nnx.split(self.layers)
 
     def body(carry, slices):
       params, x = slices
+      carry = jax.tree.map(partition.by_batch, carry)
       return call(nnx.merge(graphdef, params), carry, x)
 
     if REMAT_POLICIES[self.remat] is not None:
       body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
     return jax.lax.scan(body, carry, (stacked, xs))
+
+
+def each(stacked: Any, call: Callable[[Any], Any]) -> Any:
+  """`call(module)` of every copy of modules of a Stack, results stacked by block."""
+  graphdef, state = nnx.split(stacked)
+  return jax.lax.map(lambda params: call(nnx.merge(graphdef, params)), state)
 
 
 def residual_inits(depth: int) -> dict[str, nnx.Initializer]:

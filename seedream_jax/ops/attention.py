@@ -16,8 +16,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec as P
 
 from seedream_jax import types
+from seedream_jax.ops import partition
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
+KERNEL_RESULT = "attention"  # the name that a remat policy knows splash's output and row sums by
 _AUTO = {"gpu": "cudnn", "tpu": "splash"}
 _LANES = 128  # splash works on tiles of whole vector registers
 _MASKED = -1e30  # finite, so that a row of masked keys has a finite softmax and gradient
@@ -66,19 +68,13 @@ def _choose(backend: str, has_bias: bool, dtype: jnp.dtype) -> str:
   if backend not in BACKENDS:
     raise types.UserError(f"attention backend {backend!r}: expected one of {', '.join(BACKENDS)}")
   if backend == "auto":
-    backend = "xla" if has_bias else _AUTO.get(_platform(), "xla")
+    backend = "xla" if has_bias else _AUTO.get(partition.platform(), "xla")
     return "xla" if backend == "cudnn" and dtype == jnp.float32 else backend
   if has_bias and backend != "xla":
     raise types.UserError(f"attention backend {backend!r} takes no additive bias: expected xla")
   if backend == "cudnn" and dtype == jnp.float32:
     raise types.UserError("attention backend 'cudnn' takes float16 or bfloat16, not float32")
   return backend
-
-
-def _platform() -> str:
-  """Of the mesh in the context, which may be of hardware that is not here (ahead-of-time compilation)."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def _xla(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal, bias_NSL, scale):
@@ -151,9 +147,10 @@ def _splash_shard(q_BNSK, k_BNLK, v_BNLK, mask_BL, *, causal):
       block_q_dq=block_q,
       block_kv_dq=block_kv,
     ),
+    residual_checkpoint_name=KERNEL_RESULT,
     head_shards=1,
     q_seq_shards=1,
-    interpret=_platform() != "tpu",
+    interpret=partition.platform() != "tpu",
   )
   seen_S = jnp.ones((rows,), jnp.int32)
 

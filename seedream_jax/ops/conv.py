@@ -18,6 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from seedream_jax.ops import partition
+
 _LANES = 4  # Eigen's convolution packs channels by fours, or else reads them one by one
 _CACHE_FLOATS = 400_000  # of input a chunk of images may hold: about one core's L2
 
@@ -43,7 +45,7 @@ def conv(x_BHWC: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
 
 def double_conv(x_BHWC: jax.Array, kernel: jax.Array) -> jax.Array:
   """Doubles the grid by repeating pixels, then convolves with a 3x3 kernel."""
-  if jax.default_backend() != "cpu":
+  if partition.platform() != "cpu":
     return conv(jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2), kernel)
   # Even output rows see input rows (i - 1, i, i), odd ones (i, i, i + 1): equal rows share a tap.
   rows = [_fold(kernel, odd, axis=0) for odd in (False, True)]
@@ -68,7 +70,7 @@ def _fold(kernel, odd, axis):
 
 def _conv(x_BHWC, kernel, stride, pads: _Pads):
   channels, filters = kernel.shape[2:]
-  if jax.default_backend() != "cpu":
+  if partition.platform() != "cpu":
     return _xla_conv(x_BHWC, kernel, stride, pads)
   if kernel.shape[0] == 1 and stride == 1:
     return jnp.einsum("bhwc,cf->bhwf", x_BHWC, kernel[0, 0])

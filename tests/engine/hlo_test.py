@@ -38,9 +38,9 @@ class HloTest(parameterized.TestCase):
     self.assertEqual(
       hlo.collectives(_TEXT),
       [
-        hlo.Collective("all-gather", 32 * 8 * 4, 8, 5),
-        hlo.Collective("reduce-scatter", 32 * 8 * 2, 8, 5),
-        hlo.Collective("all-reduce", 8 * 4, 16, 1),
+        hlo.Collective("all-gather", 32 * 8 * 4, tuple(range(8)), 5),
+        hlo.Collective("reduce-scatter", 32 * 8 * 2, tuple(range(8)), 5),
+        hlo.Collective("all-reduce", 8 * 4, tuple(range(16)), 1),
       ],
     )
     gather, _, reduce = hlo.collectives(_TEXT)
@@ -48,14 +48,17 @@ class HloTest(parameterized.TestCase):
     self.assertEqual(reduce.wire_bytes, 2 * 32 * 15 / 16)
 
   @parameterized.parameters(
-    ("replica_groups=mesh['a'=2,'b'=8,'c'=4] {'b'}", 8),
-    ("replica_groups=mesh['a'=2,'b'=8] {'a','b'}", 16),
-    ("replica_groups=mesh['a'=2,'b'=8] {'b':(2)4}", 4),
-    ("replica_groups=[4,16]<=[64]", 16),
-    ("replica_groups={{0,2},{1,3}}", 2),
+    ("replica_groups=mesh['a'=2,'b'=8,'c'=4] {'b'}", range(0, 32, 4)),
+    ("replica_groups=mesh['a'=2,'b'=8] {'a','b'}", range(16)),
+    ("replica_groups=mesh['a'=2,'b'=8] {'b':(2)4}", range(4)),
+    ("replica_groups=mesh['a'=2,'b'=8] {'b':(1)4}", range(0, 8, 2)),
+    ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", range(0, 8, 2)),
+    ("replica_groups=[4,16]<=[64]", range(16)),
+    ("replica_groups=[16,4]<=[4,16]T(1,0)", range(0, 64, 16)),
+    ("replica_groups={{0,2},{1,3}}", (0, 2)),
   )
-  def test_groups(self, text, size):
-    self.assertEqual(hlo._group("all-gather", text), size)
+  def test_groups(self, text, chips):
+    self.assertEqual(hlo._chips("all-gather", text), tuple(chips))
 
   def test_a_collective_in_several_fusions_counts_once(self):
     line = next(line for line in _TEXT.splitlines() if "all-gather-start" in line)
@@ -67,6 +70,15 @@ class HloTest(parameterized.TestCase):
   def test_turns_from_the_condition(self):
     text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
     self.assertEqual(hlo.collectives(text), hlo.collectives(_TEXT))
+
+  def test_turns_of_a_loop_that_counts_by_two(self):
+    """As around a windowed matmul, which XLA unrolls."""
+    text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "")
+    text = text.replace("  %b = s32[]", "  %a = u32[] get-tuple-element(%p), index=1\n  %b = u32[]")
+    two = "  %two = u32[] constant(2)\n  %next = u32[] add(%n, %two)\n"
+    text = text.replace("  %x = f32", f"{two}  %x = f32", 1)
+    text = text.replace("to_apply=%add\n}", "to_apply=%add\n  ROOT %r = tuple(%rs, %next)\n}", 1)
+    self.assertEqual([c.times for c in hlo.collectives(text)], [3, 3, 1])
 
   def test_a_loop_of_unknown_turns_is_refused(self):
     text = _TEXT.replace('backend_config={"known_trip_count":{"n":"5"}}', "").replace(

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from experiments import common
 from seedream_jax import types
+from seedream_jax.engine import hlo, mesh, sharding
 from seedream_jax.models import byt5
 
 TINY = dict(
@@ -141,6 +143,20 @@ class ByT5Test(parameterized.TestCase):
   def test_errors_name_the_nearest(self):
     with self.assertRaisesRegex(types.UserError, "'smal'; nearest is 'small'"):
       byt5.make_config("smal")
+
+  def test_fsdp_gathers_parameters_and_adds_up_no_tokens(self):
+    """Kernels cut over fsdp by either side, XLA would otherwise cut the tokens' width and add its parts up."""
+    device_mesh = mesh.make({"fsdp": 8})
+    part = _part(width=16, num_heads=4, head_dim=8, mlp_dim=64)
+    params = _init(part)
+    shard = sharding.infer(params, common.SHARDING_RULES, device_mesh)
+    batch = jax.ShapeDtypeStruct((16, 9), jnp.int32, sharding=sharding.batch(device_mesh))
+    with jax.set_mesh(device_mesh):
+      run = jax.jit(lambda p, ids: part.bind(p)(ids, ids != byt5.PAD))
+      text = run.lower(sharding.abstract(params, shard), batch).compile().as_text()
+    kinds = [c.kind for c in hlo.collectives(text)]
+    self.assertIn("all-gather", kinds)
+    self.assertNotIn("all-reduce", kinds)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from flax import nnx
 
+from experiments import common
 from seedream_jax import types
-from seedream_jax.engine import flops, mesh, sharding
+from seedream_jax.engine import flops, hlo, mesh, sharding
 from seedream_jax.models import dit, layers
 from seedream_jax.ops import attention
 
@@ -227,9 +228,9 @@ class DiTTest(parameterized.TestCase):
       pick = lambda i: nnx.merge(graphdef, jax.tree.map(lambda x: x[i], stacked))  # noqa: E731
       blocks = [pick(0), pick(1)]
 
-      def run(_, carry, call):
-        for block in blocks:
-          carry, _ = call(block, carry, None)
+      def run(_, carry, call, xs):
+        for i, block in enumerate(blocks):
+          carry, _ = call(block, carry, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
         return carry, {}
 
       with mock.patch.object(layers.Stack, "__call__", run):
@@ -248,15 +249,18 @@ class DiTTest(parameterized.TestCase):
     want |= {"txt_k": (L + G, *heads), "img_q": (15, *heads), "img_k": (15, *heads)}
     self.assertEqual(shapes, {name: (3, B, *shape) for name, shape in want.items()})
 
-  def test_remat_dots_makes_only_the_attention_again(self):
-    def executed(remat):
-      loss = lambda params, *inputs: jnp.sum(_jit(_part(remat=remat))(params, *inputs))  # noqa: E731
+  def test_remat_dots_makes_at_most_the_attention_again(self):
+    def executed(remat, **overrides):
+      part = _part(remat=remat, **overrides)
+      loss = lambda params, *inputs: jnp.sum(_jit(part)(params, *inputs))  # noqa: E731
       return flops.count(jax.grad(loss), self.params, *_inputs(), executed=True)
 
     none, dots, full = (executed(remat) for remat in ("none", "dots", "full"))
     scores_and_mix = 2 * (2 * B * 2 * (L + G + 15) ** 2 * 12)  # of each scanned block, 2 heads
     self.assertEqual(dots - none, 2 * scores_and_mix)
     self.assertGreater(full, dots)
+    none, dots = (executed(remat, attention="splash") for remat in ("none", "dots"))
+    self.assertEqual(dots, none)  # the kernel's results are kept too
 
   def test_bfloat16_keeps_float32_masters_and_output(self):
     part = _part(dtype="bfloat16")
@@ -265,20 +269,26 @@ class DiTTest(parameterized.TestCase):
     self.assertEqual(got.dtype, jnp.float32)
     self.assertLess(float(jnp.abs(got - want).max() / jnp.abs(want).max()), 0.1)
 
-  def test_fsdp_moves_parameters_and_never_the_batch(self):
-    device_mesh = mesh.make({"fsdp": 8})
-    shard = sharding.infer(self.params, ((".*kernel", ("fsdp?", None)), (".*", ())), device_mesh)
+  @parameterized.parameters("single", "full")
+  def test_fsdp_moves_parameters_and_never_the_batch(self, adaln):
+    device_mesh, part = mesh.make({"fsdp": 8}), _part(adaln=adaln)
+    params = _random(part)
+    shard = sharding.infer(params, common.SHARDING_RULES, device_mesh)
     batch = jax.tree.map(lambda x: jnp.concatenate([x] * 4), _inputs())
-    want = jax.grad(lambda *a: jnp.sum(jnp.sin(self.apply(*a))))(self.params, *_inputs())
-    loss = lambda *a: jnp.sum(jnp.sin(_jit(self.part)(*a)))  # noqa: E731
+    loss = lambda *a: jnp.sum(jnp.sin(_jit(part)(*a)))  # noqa: E731
+    want = jax.grad(loss)(params, *_inputs())
     with jax.set_mesh(device_mesh):
-      inputs = jax.device_put((self.params, *batch), (shard, *[sharding.batch(device_mesh)] * 3))
+      inputs = jax.device_put((params, *batch), (shard, *[sharding.batch(device_mesh)] * 3))
       gradient = jax.jit(jax.grad(loss), out_shardings=shard).lower(*inputs).compile()
     for a, b in zip(jax.tree.leaves(gradient(*inputs)), jax.tree.leaves(want)):
       np.testing.assert_allclose(a, 4 * b, atol=2e-3, rtol=2e-3)
-    moved = re.findall(r"= f32\[([\d,]*)\]\S* (?:all-gather|all-reduce)\(", gradient.as_text())
+    text = gradient.as_text()
+    moved = re.findall(r"= f32\[([\d,]*)\]\S* (?:all-gather|all-reduce)\(", text)
     self.assertIn("24,24", moved)  # a projection
     self.assertEmpty([shape for shape in moved if re.match(r"8,\d+,", shape)])  # no tokens
+    # The scanned blocks' modulation: the vectors go to its kernel, and what it makes comes back in one exchange a way.
+    inside = [c.times for c in hlo.collectives(text) if c.kind == "all-to-all"]
+    self.assertEqual(inside, [1, 1] if adaln == "full" else [])
 
   def test_last_block_has_no_text_update(self):
     self.assertNotIn("mlp_in", self.part.abstract["last"]["txt"])

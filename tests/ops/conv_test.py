@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from seedream_jax.ops import conv
+from seedream_jax.ops import conv, partition
 
 
 def _draw(seed, *shape):
@@ -78,6 +78,15 @@ class ConvTest(parameterized.TestCase):
     want = _with_gradient(_repeated, x_BHWC, kernel)
     for a, b in zip(_with_gradient(conv.double_conv, x_BHWC, kernel), want):
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+  def test_what_a_cpu_is_slow_at_is_left_alone_elsewhere(self):
+    """The mesh's platform counts: a CPU may compile for a TPU."""
+    loss = lambda x, kernel: jnp.sum(jnp.sin(conv.conv(x, kernel)))  # noqa: E731
+    arguments = _draw(0, 2, 4, 4, 8), _draw(1, 3, 3, 8, 8)
+    scans = lambda: "scan[" in str(jax.make_jaxpr(jax.grad(loss, 1))(*arguments))  # noqa: E731
+    self.assertTrue(scans())
+    with mock.patch.object(partition, "platform", return_value="tpu"):
+      self.assertFalse(scans())
 
 
 if __name__ == "__main__":
