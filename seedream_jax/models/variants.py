@@ -25,19 +25,26 @@ def make_config(
   return fill(cls, {**table[variant], **overrides})
 
 
-def fill(cls: type[Config], given: Mapping[str, Any]) -> Config:
+def fill(cls: type[Config], given: Mapping[str, Any], group: str = "") -> Config:
   """`cls(**given)`.
+
+  Args:
+    cls: a dataclass.
+    given: its fields.
+    group: of the experiment's config that they are from, for the message.
 
   Raises:
     UserError: for a field that `cls` lacks, naming the nearest one.
   """
   fields = [field.name for field in dataclasses.fields(cls)]
   for name in given:
-    _require(name, fields, f"{cls.__name__} field")
+    _require(name, fields, f"{cls.__name__} field", f"{group}.{name}: " if group else "")
   return cls(**given)
 
 
-def _require(name: str, known: Iterable[str], what: str) -> None:
+def _require(name: str, known: Iterable[str], what: str, where: str = "") -> None:
   if name not in known:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    raise types.UserError(f"unknown {what} {name!r}; nearest is {near[0]!r}, of {sorted(known)}")
+    raise types.UserError(
+      f"{where}unknown {what} {name!r}; nearest is {near[0]!r}, of {sorted(known)}"
+    )

@@ -236,4 +236,6 @@ def _halve(x_BHWC: jax.Array) -> jax.Array:
 def make(config: ConfigDict) -> Autoencode:
   """The stage of a whole experiment config."""
   fields = {k: v for k, v in config.stage.items() if k != "name"}
-  return Autoencode(variants.fill(AutoencodeConfig, fields), config.model, config.train.total_steps)
+  return Autoencode(
+    variants.fill(AutoencodeConfig, fields, "stage"), config.model, config.train.total_steps
+  )

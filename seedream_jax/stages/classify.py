@@ -162,4 +162,4 @@ def _one_of(logits_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.A
 def make(config: ConfigDict) -> Classify:
   """The stage of a whole experiment config."""
   fields = {k: v for k, v in config.stage.items() if k != "name"}
-  return Classify(variants.fill(ClassifyConfig, fields), config.model)
+  return Classify(variants.fill(ClassifyConfig, fields, "stage"), config.model)

@@ -337,7 +337,7 @@ def cached(data) -> tuple[jax.Array, jax.Array] | None:
 def make(config: ConfigDict, trained: tuple[str, ...] = Denoise.players) -> Denoise:
   """The stage of an experiment config; `trained` parts are float32 masters."""
   stage = {name: value for name, value in config.stage.items() if name != "name"}
-  cfg = variants.fill(DenoiseConfig, stage)
+  cfg = variants.fill(DenoiseConfig, stage, "stage")
   model = text_to_image.TextToImage(config.model, trained=trained)
   dit = model.configs["dit"]
   if len(cfg.labels) != dit.labels:

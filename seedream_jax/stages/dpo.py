@@ -146,7 +146,7 @@ def _metrics(reward_BR: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
 def make(config: ConfigDict) -> Dpo:
   """The stage of an experiment config; the reference is the DiT without adapters."""
   stage = {k: v for k, v in config.stage.to_dict().items() if k not in ("name", "denoise")}
-  cfg, base = variants.fill(DpoConfig, stage), denoise.make(denoise.config_within(config))
+  cfg, base = variants.fill(DpoConfig, stage, "stage"), denoise.make(denoise.config_within(config))
   plain = {k: v for k, v in config.model.dit.to_dict().items() if k != "lora"}
   alone = text_to_image.TextToImage(ConfigDict({"dit": plain}), trained=())
   return Dpo(cfg, base, alone.parts["dit"])

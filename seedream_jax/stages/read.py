@@ -118,4 +118,4 @@ class Read:
 def make(config: ConfigDict) -> Read:
   """The stage of a whole experiment config."""
   fields = {k: v for k, v in config.stage.items() if k != "name"}
-  return Read(variants.fill(ReadConfig, fields), config.model)
+  return Read(variants.fill(ReadConfig, fields, "stage"), config.model)

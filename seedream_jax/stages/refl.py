@@ -229,4 +229,4 @@ def make(config: ConfigDict) -> Refl:
   """The stage of an experiment config."""
   stage = {k: v for k, v in config.stage.to_dict().items() if k not in ("name", "denoise")}
   base = denoise.make(denoise.config_within(config), trained=("dit", "llm"))
-  return Refl(variants.fill(ReflConfig, stage), base.model, base, config.model.rewards)
+  return Refl(variants.fill(ReflConfig, stage, "stage"), base.model, base, config.model.rewards)

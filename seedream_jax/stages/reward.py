@@ -200,4 +200,4 @@ def _same(ids_BL: jax.Array) -> jax.Array:
 def make(config: ConfigDict) -> Reward:
   """The stage of an experiment config."""
   stage = {name: value for name, value in config.stage.items() if name != "name"}
-  return Reward(variants.fill(RewardConfig, stage), config.model)
+  return Reward(variants.fill(RewardConfig, stage, "stage"), config.model)

@@ -290,6 +290,19 @@ class DiTTest(parameterized.TestCase):
     inside = [c.times for c in hlo.collectives(text) if c.kind == "all-to-all"]
     self.assertEqual(inside, [1, 1] if adaln == "full" else [])
 
+  @parameterized.parameters("single", "full")
+  def test_gradients_on_a_mesh_of_three_axes(self, adaln):
+    device_mesh, part = mesh.make(dict(data=2, fsdp=2, tensor=2)), _part(adaln=adaln, remat="full")
+    params, batch = _random(part), jax.tree.map(lambda x: jnp.concatenate([x] * 4), _inputs())
+    loss = lambda *a: jnp.sum(jnp.sin(_jit(part)(*a)))  # noqa: E731
+    want = jax.grad(loss)(params, *_inputs())
+    with jax.set_mesh(device_mesh):
+      shard = sharding.infer(params, common.SHARDING_RULES, device_mesh)
+      inputs = jax.device_put((params, *batch), (shard, *[sharding.batch(device_mesh)] * 3))
+      got = jax.jit(jax.grad(loss))(*inputs)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+      np.testing.assert_allclose(a, 4 * b, atol=2e-3, rtol=2e-3)
+
   def test_last_block_has_no_text_update(self):
     self.assertNotIn("mlp_in", self.part.abstract["last"]["txt"])
     self.assertNotIn("q", self.part.abstract["last"]["txt"])
