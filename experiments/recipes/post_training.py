@@ -8,6 +8,7 @@ steps with the old rewards. A guard watches every ReFL: a reward model of anothe
 round 1 at five times the rate, where the guard should end it; `bare` is round 1 without pre-training's loss. All are
 judged on hard, base and round 1 on heldout too.
 `post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
+Run so far: up to the rewards' scores (docs/evidence.md, 2026-11-30); at smoke's size ReFL, `mined` and the packing too.
 """
 
 from ml_collections import config_dict
@@ -22,8 +23,6 @@ RATERS = "weights/raters"  # recipes/raters.py made them
 NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0 to 1
 HELD_OUT = 25  # percent of preference prompts
 PAIRS = 28  # of each set of candidates: of three models' two pictures and two slips, all there are
-# Strings are learned from other prompts' pictures sooner than from pairs of one prompt.
-PAIR_WEIGHT = dict(text=" --config.stage.pair_weight=1.0")
 RENDER_PAIRS = 8  # of each set of renders, of 15
 GUARD_SEED = 7  # of the guard's choices, noise and weights
 
@@ -96,8 +95,7 @@ def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
     yield step(
       f"rm_{name}_{kind}",
       f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={data},"
-      f"steps={size.reward[kind]} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}"
-      f"{PAIR_WEIGHT.get(kind, '')}",
+      f"steps={size.reward[kind]} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
     )
     yield step(
       f"score_{name}_{kind}",

@@ -11,7 +11,7 @@ weights:
   negatives  and the model's own pictures, labelled as generated
 
 All are judged on `hard` with the labels at strength 1. `negatives` is judged at three guidance scales, with an empty
-branch, with the generated label in the branch, and with both. `sft.py:smoke` does it all on little.
+branch, with the generated label in the branch, and with both. `sft.py:smoke` does it all on little. Not yet run.
 """
 
 from ml_collections import config_dict
