@@ -23,7 +23,7 @@ from seedream_jax.engine import hardware
 from seedream_jax.run import cli, planner, programs
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment of a denoise stage.", lock_config=True
+  "config", None, "Experiment, e.g. experiments/pretrain.py:full.", lock_config=True
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:16x16, v5p:4x4x4, v6e:16x16, ...")
 _SIZE = flags.DEFINE_string(

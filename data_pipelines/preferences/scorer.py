@@ -49,7 +49,7 @@ class Scorer:
     self._fn = jax.jit(layout.stage.predict_fns()["scores"])
     self._encode = reading(config)
     self._buckets = sorted(config.data.streams.train.text_buckets)
-    self._models = layout.stage.model.configs
+    self._configs = layout.stage.model.configs
 
   def __call__(self, asked: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:
     """score_R of each (prompt, uint8 image_RHWC), in order; every record has the same R, H and W."""
@@ -74,5 +74,5 @@ class Scorer:
   def _cut(self, ids_BL: np.ndarray) -> np.ndarray:
     """The ids in the smallest text bucket that holds them all."""
     # One more, where the end is the pad token.
-    longest = 1 + int(np.max(np.sum(ids_BL != self._models["llm"].pad_id, axis=1)))
+    longest = 1 + int(np.max(np.sum(ids_BL != self._configs["llm"].pad_id, axis=1)))
     return ids_BL[:, : next((b for b in self._buckets if b >= longest), self._buckets[-1])]

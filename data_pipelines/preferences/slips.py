@@ -5,7 +5,6 @@ Models make such mistakes seldom and all at once; a render makes exactly one, fo
 """
 
 import copy
-from typing import Any
 
 from data_pipelines.posters import palette, subjects, words, worlds
 from data_pipelines.posters import scene as scene_lib
@@ -54,9 +53,9 @@ def _count(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) ->
 
 def _color(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) -> None:
   ground, text = scene["background"], scene["text"]
-  kept = {color for thing in scene["subjects"] for color in subjects.lookup(thing["emoji"]).avoid}
-  kept |= {ground["color"], ground["color2"]}
-  others = [color for color in world.colors if color not in kept]
+  unfit = {color for thing in scene["subjects"] for color in subjects.lookup(thing["emoji"]).avoid}
+  unfit |= {ground["color"], ground["color2"]}
+  others = [color for color in world.colors if color not in unfit]
   if text is not None:  # it must stay readable, or two things are wrong
     others = [c for c in others if text["color"] in palette.readable_on((c,), world.colors)]
   ground["color"] = dice.pick(others or [c for c in world.colors if c != ground["color"]])
@@ -65,7 +64,7 @@ def _color(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) ->
 def _text(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) -> None:
   del world
   text = scene["text"]
-  letters: Any = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if text["lang"] == "en" else words.NANO_CHARS
+  letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if text["lang"] == "en" else words.NANO_CHARS
   content, at = text["content"], dice.integer(0, len(text["content"]) - 1)
   new = dice.pick([c for c in letters if c.lower() != content[at].lower()])
   text["content"] = content[:at] + new + content[at + 1 :]

@@ -192,23 +192,22 @@ class CompiledPlanTest(parameterized.TestCase):
   @parameterized.parameters(*PLANS)
   def test_compiled_again(self, preset, topology, remat):
     want = json.loads(GOLDEN.read_text())[f"{preset} {topology}"]
-    _compare(self, make_plan(preset, topology, remat), want, "")
+    self.assert_same(make_plan(preset, topology, remat), want)
 
-
-def _compare(test, got, want, path):
-  """All numbers, but the seconds that compilation took."""
-  if isinstance(want, dict):
-    test.assertEqual(set(got), set(want), path)
-    for key in want:
-      _compare(test, got[key], want[key], f"{path}/{key}")
-  elif isinstance(want, list):
-    test.assertEqual(len(got), len(want), path)
-    for i, (a, b) in enumerate(zip(got, want)):
-      _compare(test, a, b, f"{path}/{i}")
-  elif isinstance(want, float):
-    np.testing.assert_allclose(got, want, rtol=1e-3, err_msg=path)
-  else:
-    test.assertEqual(got, want, path)
+  def assert_same(self, got, want, path=""):
+    """All numbers, but the seconds that compilation took."""
+    if isinstance(want, dict):
+      self.assertEqual(set(got), set(want), path)
+      for key in want:
+        self.assert_same(got[key], want[key], f"{path}/{key}")
+    elif isinstance(want, list):
+      self.assertEqual(len(got), len(want), path)
+      for i, (a, b) in enumerate(zip(got, want)):
+        self.assert_same(a, b, f"{path}/{i}")
+    elif isinstance(want, float):
+      np.testing.assert_allclose(got, want, rtol=1e-3, err_msg=path)
+    else:
+      self.assertEqual(got, want, path)
 
 
 def config_of(preset: str, remat: str):
