@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict rank promotion, quick compilation and a compile cache of this run's own for every test."""
+"""Eight CPU devices, strict rank promotion, kept memory, quick compilation; one compile cache and one folder a run."""
 
 import atexit
 import os
@@ -6,10 +6,15 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Many tests build the same program; in the environment, so that child processes share it, pytest's workers too.
+# In the environment, so that child processes share them, pytest's workers too: many tests build the same program.
 _FIRST = "PYTEST_XDIST_WORKER" not in os.environ
-_CACHE = tempfile.mkdtemp(prefix="seedream_jax_xla_") if _FIRST else ""
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE or os.environ["JAX_COMPILATION_CACHE_DIR"]
+if _FIRST:
+  _FOLDER = tempfile.mkdtemp(prefix="seedream_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_FOLDER, "xla")
+  os.environ["TEST_TMPDIR"] = os.path.join(
+    _FOLDER, "absl"
+  )  # which absl makes in its own main alone
+  os.mkdir(os.environ["TEST_TMPDIR"])
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 # Nearly all the time goes into compiling programs that run once: LLVM is told not to try hard.
 _QUICK = "--xla_backend_optimization_level=0"
@@ -18,7 +23,10 @@ if _QUICK not in os.environ.get("XLA_FLAGS", ""):
 
 import jax  # noqa: E402  after what it reads
 
+from seedream_jax.run import cli  # noqa: E402
+
+cli.keep_freed_memory()  # as every verb does
 if _FIRST:
-  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+  atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

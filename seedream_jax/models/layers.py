@@ -18,7 +18,7 @@ REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(attention.KERNEL_RESULT),
+    jax.checkpoint_policies.save_only_these_names(attention.RESULT),
   ),
 }
 

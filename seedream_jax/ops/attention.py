@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel as splash_kernel,
 )
@@ -19,7 +20,7 @@ from seedream_jax import types
 from seedream_jax.ops import partition
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
-KERNEL_RESULT = "attention"  # the name that a remat policy knows splash's output and row sums by
+RESULT = "attention"  # the name that a remat policy knows the output by, and splash's row sums
 _AUTO = {"gpu": "cudnn", "tpu": "splash"}
 _LANES = 128  # splash works on tiles of whole vector registers
 _MASKED = -1e30  # finite, so that a row of masked keys has a finite softmax and gradient
@@ -91,7 +92,8 @@ def _xla(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal, bias_NSL, scale):
   if causal:
     s_BNSL = jnp.where(jnp.tril(jnp.ones(s_BNSL.shape[2:], bool))[None, None], s_BNSL, _MASKED)
   p_BNSL = jax.nn.softmax(s_BNSL, axis=-1).astype(v_BNLK.dtype)
-  return jnp.einsum("bnsl,bnlk->bnsk", p_BNSL, v_BNLK).transpose(0, 2, 1, 3)
+  out_BNSK = jnp.einsum("bnsl,bnlk->bnsk", p_BNSL, v_BNLK)
+  return checkpoint_name(out_BNSK.transpose(0, 2, 1, 3), RESULT)
 
 
 def _cudnn(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal, scale):
@@ -147,7 +149,7 @@ def _splash_shard(q_BNSK, k_BNLK, v_BNLK, mask_BL, *, causal):
       block_q_dq=block_q,
       block_kv_dq=block_kv,
     ),
-    residual_checkpoint_name=KERNEL_RESULT,
+    residual_checkpoint_name=RESULT,
     head_shards=1,
     q_seq_shards=1,
     interpret=partition.platform() != "tpu",

@@ -1,6 +1,7 @@
 """How every verb starts and fails: exit 2 and one line for what the user got wrong, never a traceback."""
 
 import contextlib
+import ctypes
 import difflib
 import fcntl
 import logging as py_logging
@@ -19,6 +20,8 @@ from seedream_jax.engine import distributed
 _COMPILE_CACHE = "~/.cache/seedream_jax/xla"
 # Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
 _CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+# Of mallopt, malloc.h: never trim, never map a block of its own, one arena.
+_KEEP_FREED = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX": (-8, 1)}
 
 
 def fail(message: str) -> NoReturn:
@@ -131,11 +134,25 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
+def keep_freed_memory() -> None:
+  """Has glibc hand a step's temporaries to the next one; by default it unmaps them, and each page faults anew.
+
+  Measured on 2 cores, DiT of width 512 and depth 8: 208,000 faults and 1 to 2.4 s of system time a step before, none
+  after. One arena, for XLA allocates from threads of its own. Other C libraries are left as they are.
+  """
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+  if mallopt is not None:
+    for option, value in _KEEP_FREED.values():
+      mallopt(option, value)
+
+
 def prepare_jax() -> None:
-  """Settings a verb wants before the first computation: the CPU kernel choice and the compile cache."""
+  """Settings a verb wants before the first computation: CPU kernels, freed memory, the compile cache."""
   if _CPU_XLA_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_CPU_XLA_FLAG}".strip()
   import jax  # after XLA_FLAGS
 
+  if jax.config.jax_platforms in (None, "", "cpu"):
+    keep_freed_memory()
   jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

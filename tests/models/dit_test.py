@@ -249,15 +249,15 @@ class DiTTest(parameterized.TestCase):
     want |= {"txt_k": (L + G, *heads), "img_q": (15, *heads), "img_k": (15, *heads)}
     self.assertEqual(shapes, {name: (3, B, *shape) for name, shape in want.items()})
 
-  def test_remat_dots_makes_at_most_the_attention_again(self):
+  def test_remat_dots_makes_at_most_the_scores_again(self):
     def executed(remat, **overrides):
       part = _part(remat=remat, **overrides)
       loss = lambda params, *inputs: jnp.sum(_jit(part)(params, *inputs))  # noqa: E731
       return flops.count(jax.grad(loss), self.params, *_inputs(), executed=True)
 
     none, dots, full = (executed(remat) for remat in ("none", "dots", "full"))
-    scores_and_mix = 2 * (2 * B * 2 * (L + G + 15) ** 2 * 12)  # of each scanned block, 2 heads
-    self.assertEqual(dots - none, 2 * scores_and_mix)
+    scores = 2 * B * 2 * (L + G + 15) ** 2 * 12  # of each scanned block, 2 heads
+    self.assertEqual(dots - none, 2 * scores)
     self.assertGreater(full, dots)
     none, dots = (executed(remat, attention="splash") for remat in ("none", "dots"))
     self.assertEqual(dots, none)  # the kernel's results are kept too
