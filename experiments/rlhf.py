@@ -133,8 +133,10 @@ def refl_config(arg):
     },
     reward_weight=arg.reward_weight,
     pretrain_weight=arg.pretrain_weight,
+    decode_at_once=0 if arg.preset == "nano" else 1,
   )
   config.model.rewards = towers
+  config.model.llm.remat = _remat(arg)  # as it is trained here
   config.frozen = dict(
     vae=config.frozen.vae,
     byt5=config.frozen.byt5,

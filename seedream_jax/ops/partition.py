@@ -7,6 +7,7 @@ block, makes it gather parameters instead, which is what fsdp means.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -41,6 +42,29 @@ def from_columns(y_XBF: jax.Array) -> jax.Array:
   if y_XBF.shape[2] % jax.sharding.get_abstract_mesh().shape[types.FSDP] == 0:
     y_XBF = jax.lax.with_sharding_constraint(y_XBF, P(None, types.DATA, types.FSDP))
   return jax.lax.with_sharding_constraint(y_XBF, P(None, types.BATCH_AXES))
+
+
+def in_turns(fn: Callable[[jax.Array], jax.Array], x: jax.Array, at_once: int) -> jax.Array:
+  """`fn(x)`, by `at_once` examples of each batch shard at a time; the backward pass makes a turn's activations again.
+
+  What `fn` holds is then that of a turn, however large the batch.
+
+  Args:
+    fn: of examples that do not depend on each other.
+    x: leads with the batch.
+    at_once: divides the examples of a shard, else ValueError.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = math.prod(mesh.shape[axis] for axis in types.BATCH_AXES) if _divides(len(x)) else 1
+  turns, left = divmod(len(x), shards * at_once)
+  if left:
+    raise ValueError(f"{len(x)} examples on {shards} shards do not divide into turns of {at_once}")
+
+  x = x.reshape(shards, turns, at_once, *x.shape[1:]).swapaxes(0, 1)  # examples stay on their shard
+  x = x.reshape(turns, shards * at_once, *x.shape[3:])
+  y = jax.lax.map(jax.checkpoint(lambda one: by_batch(fn(one))), x)
+  y = y.reshape(turns, shards, at_once, *y.shape[2:]).swapaxes(0, 1)
+  return by_batch(y.reshape(-1, *y.shape[3:]))
 
 
 def _divides(batch: int) -> bool:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from seedream_jax import types
 from seedream_jax.flow import path, solvers, timesteps
 from seedream_jax.models import byt5, text_to_image, variants
+from seedream_jax.ops import partition
 from seedream_jax.stages import denoise, reward
 
 POLICY = "dit+llm"
@@ -43,6 +44,8 @@ class ReflConfig:
     guidance: of the rollout and of the step with gradient, whose negative branch has none.
     reward_weight: lambda.
     pretrain_weight: of L_pre; 0 leaves it out.
+    decode_at_once: pictures of a chip's that are decoded together; 0 is all. A decoder's activations of one picture
+      of 512x512 are some GB, the largest of the step.
   """
 
   rewards: dict[str, dict[str, Any]]
@@ -52,6 +55,7 @@ class ReflConfig:
   guidance: float = 4.0
   reward_weight: float = 1e-3
   pretrain_weight: float = 1.0
+  decode_at_once: int = 0
 
   def __post_init__(self):
     if not any(fields.get("weight") for fields in self.rewards.values()):
@@ -114,6 +118,12 @@ class Refl:
   ) -> types.Loss:
     """Sum over prompts of the hinges, and the pre-training loss at the same weight a prompt."""
     cfg, data, policy = self.cfg, batch["prompts"], types.by_part(params)
+    for name in ("prompts", "train"):
+      if "llm_features_BLE" in batch[name]:
+        raise types.UserError(
+          f"data.streams.{name}.features: llm_features_BLE are a frozen LLM's, and stage refl trains it; expected "
+          "llm_ids_BL alone (text=ids)"
+        )
     image_BHWC, step_B = self._draw(policy, frozen, data, rng)
     optimised = {name: fields for name, fields in cfg.rewards.items() if fields["weight"]}
     scores = self._scores(frozen, data, image_BHWC, optimised)
@@ -164,8 +174,11 @@ class Refl:
     if cfg.guidance != 1:
       v_u = jax.lax.stop_gradient(still_velocity(x_BHWC, t_B, still_uncond))
       v_BHWC = v_u + cfg.guidance * (v_BHWC - v_u)
-    decode = jax.checkpoint(self.model.decode)  # its activations are the largest of the step
-    return decode(frozen, path.v_to_x0(x_BHWC, v_BHWC, t_B)), step_B
+    x0_BHWC = path.v_to_x0(x_BHWC, v_BHWC, t_B)
+    decode = functools.partial(self.model.decode, frozen)
+    if not cfg.decode_at_once:
+      return jax.checkpoint(decode)(x0_BHWC), step_B
+    return partition.in_turns(decode, x0_BHWC, cfg.decode_at_once), step_B
 
   def _rollout(self, velocity, cond, uncond, noise_BHWC, grid, step_B) -> jax.Array:
     """x at grid[step_B], without gradient; every example stops at its own step."""

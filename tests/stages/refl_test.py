@@ -167,6 +167,18 @@ class ReflTest(absltest.TestCase):
     self.assertEqual(float(jnp.sum(weight)), B)
     self.assertGreater(float(jnp.sum(total)), 0)
 
+  def test_decoding_in_turns_changes_nothing(self):
+    turns = stage_of(decode_at_once=1)
+    np.testing.assert_allclose(self.loss(turns).total, self.loss().total, rtol=1e-6)
+    got, want = (_grad(stage)(self.params, self.frozen, batch()) for stage in (turns, self.stage))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
+
+  def test_features_of_a_frozen_llm_are_refused(self):
+    data = batch()
+    data["train"]["llm_features_BLE"] = jnp.zeros((1, 1, 1))
+    with self.assertRaisesRegex(types.UserError, "data.streams.train.features: llm_features_BLE"):
+      self.loss(data=data)
+
   def test_bad_config_is_named(self):
     for stage, message in (
       (dict(first_step=3, last_step=2), "first <= last"),
