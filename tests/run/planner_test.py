@@ -25,6 +25,8 @@ PLANS = (  # preset, topology, remat
   ("full", "v5p:4x4x4", "full"),
   ("full", "v6e:16x16", "dots"),
   ("base", "v5e:4x4", "full"),
+  ("small", "v5p:2x2x1", "dots"),
+  ("nano", "v5e:1x1", "dots"),
 )
 
 
@@ -175,7 +177,7 @@ class GoldenPlanTest(parameterized.TestCase):
       )  # their vectors, there and back
     self.assertEqual(kept["remat"], remat)
 
-  @parameterized.parameters(("full", "full"), ("full", "dots"), ("base", "full"))
+  @parameterized.parameters(("full", "full"), ("full", "dots"), ("base", "full"), ("small", "dots"))
   def test_flops_are_those_of_the_step(self, preset, remat):
     config = config_of(preset, remat)
     config.model.dit.attention = "splash"  # as on a TPU; nothing is run
