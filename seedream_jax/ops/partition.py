@@ -52,17 +52,19 @@ def in_turns(fn: Callable[[jax.Array], jax.Array], x: jax.Array, at_once: int) -
   Args:
     fn: of examples that do not depend on each other.
     x: leads with the batch.
-    at_once: divides the examples of a shard, else ValueError.
+    at_once: divides the examples of a shard, else UserError.
   """
   mesh = jax.sharding.get_abstract_mesh()
   shards = math.prod(mesh.shape[axis] for axis in types.BATCH_AXES) if _divides(len(x)) else 1
   turns, left = divmod(len(x), shards * at_once)
   if left:
-    raise ValueError(f"{len(x)} examples on {shards} shards do not divide into turns of {at_once}")
+    raise types.UserError(
+      f"{len(x)} examples on {shards} shards do not divide into turns of {at_once}"
+    )
 
   x = x.reshape(shards, turns, at_once, *x.shape[1:]).swapaxes(0, 1)  # examples stay on their shard
   x = x.reshape(turns, shards * at_once, *x.shape[3:])
-  y = jax.lax.map(jax.checkpoint(lambda one: by_batch(fn(one))), x)
+  y = jax.lax.map(jax.checkpoint(lambda turn: by_batch(fn(turn)), prevent_cse=False), x)
   y = y.reshape(turns, shards, at_once, *y.shape[2:]).swapaxes(0, 1)
   return by_batch(y.reshape(-1, *y.shape[3:]))
 

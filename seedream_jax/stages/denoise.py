@@ -172,13 +172,19 @@ class Denoise:
     return jax.lax.stop_gradient(self.model.encode_image({**frozen, **params}, image))
 
   def _cond(self, params, frozen, data, drop_llm_B=None, drop_byt5_B=None) -> types.Cond:
+    features = cached(data)
+    if features is not None and "llm" in params:
+      raise types.UserError(
+        "data.streams: features has llm_features_BLE, a frozen LLM's, and this stage trains the LLM; expected "
+        "llm_ids_BL alone (text=ids)"
+      )
     return self.model.encode_text(
       {**frozen, **params},
       data["llm_ids_BL"],
       data["byt5_ids_BG"],
       drop_llm_B=drop_llm_B,
       drop_byt5_B=drop_byt5_B,
-      cached=cached(data),
+      cached=features,
     )
 
   def _error(

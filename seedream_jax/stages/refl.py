@@ -65,6 +65,8 @@ class ReflConfig:
         raise types.UserError(
           f"stage.rewards.{name}: fields {sorted(fields)}, expected {', '.join(_FIELDS)}"
         )
+    if self.decode_at_once < 0:
+      raise types.UserError(f"stage.decode_at_once={self.decode_at_once}: expected at least 0")
     if not 0 <= self.first_step <= self.last_step < self.num_steps:
       raise types.UserError(
         f"stage.first_step={self.first_step}, last_step={self.last_step}: expected 0 <= first <= last "
@@ -118,12 +120,6 @@ class Refl:
   ) -> types.Loss:
     """Sum over prompts of the hinges, and the pre-training loss at the same weight a prompt."""
     cfg, data, policy = self.cfg, batch["prompts"], types.by_part(params)
-    for name in ("prompts", "train"):
-      if "llm_features_BLE" in batch[name]:
-        raise types.UserError(
-          f"data.streams.{name}.features: llm_features_BLE are a frozen LLM's, and stage refl trains it; expected "
-          "llm_ids_BL alone (text=ids)"
-        )
     image_BHWC, step_B = self._draw(policy, frozen, data, rng)
     optimised = {name: fields for name, fields in cfg.rewards.items() if fields["weight"]}
     scores = self._scores(frozen, data, image_BHWC, optimised)

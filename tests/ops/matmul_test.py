@@ -1,12 +1,14 @@
 """The projection matmul: lax.dot_general and its gradient, in every dtype, visible to remat."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from seedream_jax.ops import matmul
+from seedream_jax.ops import matmul, partition
 
 
 def _dims(x):
@@ -14,8 +16,11 @@ def _dims(x):
 
 
 class MatmulTest(parameterized.TestCase):
-  @parameterized.product(leading=[(7,), (2, 5), (2, 3, 5)], dtype=["float32", "bfloat16"])
-  def test_equals_lax_with_gradient(self, leading, dtype):
+  @parameterized.product(
+    leading=[(7,), (2, 5), (2, 3, 5)], dtype=["float32", "bfloat16"], platform=["cpu", "tpu"]
+  )
+  def test_equals_lax_with_gradient(self, leading, dtype, platform):
+    self.enter_context(mock.patch.object(partition, "platform", lambda: platform))
     x = jax.random.normal(jax.random.key(0), (*leading, 11), dtype)
     kernel = jax.random.normal(jax.random.key(1), (11, 13), dtype)
 

@@ -7,7 +7,7 @@ from absl.testing import absltest
 from jax.sharding import PartitionSpec as P
 
 from seedream_jax import types
-from seedream_jax.engine import mesh
+from seedream_jax.engine import hlo, mesh
 from seedream_jax.ops import partition
 
 
@@ -33,11 +33,14 @@ class PartitionTest(absltest.TestCase):
     for axes in ({"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
       with jax.set_mesh(mesh.make(axes)):
         got = jax.jit(jax.value_and_grad(lambda x: loss(turns, x)))(x)
+        placed = jax.device_put(x, P(types.BATCH_AXES))
+        program = jax.jit(turns).lower(placed).compile().as_text()
         seen = jax.make_jaxpr(turns)(x).jaxpr
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+      self.assertEmpty(hlo.collectives(program))  # examples stay on their shard
       (scan,) = (eqn for eqn in seen.eqns if eqn.primitive.name == "scan")
       self.assertEqual(scan.params["length"], 8 // (axes.get("data", 1) * axes.get("fsdp", 1)))
-    with self.assertRaisesRegex(ValueError, "turns of 3"):
+    with self.assertRaisesRegex(types.UserError, "turns of 3"):
       partition.in_turns(whole, x, 3)
 
 

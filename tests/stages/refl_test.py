@@ -175,14 +175,15 @@ class ReflTest(absltest.TestCase):
 
   def test_features_of_a_frozen_llm_are_refused(self):
     data = batch()
-    data["train"]["llm_features_BLE"] = jnp.zeros((1, 1, 1))
-    with self.assertRaisesRegex(types.UserError, "data.streams.train.features: llm_features_BLE"):
+    data["train"] |= {"llm_features_BLE": jnp.zeros((1, 1, 1)), "llm_empty_BE": jnp.zeros((1, 1))}
+    with self.assertRaisesRegex(types.UserError, "llm_features_BLE, a frozen LLM"):
       self.loss(data=data)
 
   def test_bad_config_is_named(self):
     for stage, message in (
       (dict(first_step=3, last_step=2), "first <= last"),
       (dict(last_step=4), "num_steps=4"),
+      (dict(decode_at_once=-1), "decode_at_once=-1"),
       (dict(lamda=1.0), "stage.lamda"),
       (dict(rewards={"look": dict(weight=1.0)}), "stage.rewards.look"),
     ):
