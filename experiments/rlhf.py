@@ -136,7 +136,7 @@ def refl_config(arg):
     decode_at_once=0 if arg.preset == "nano" else 1,
   )
   config.model.rewards = towers
-  config.model.llm.remat = _remat(arg)  # as it is trained here
+  config.model.llm.remat = _remat(arg)  # trained here, where pre-training freezes it
   config.frozen = dict(
     vae=config.frozen.vae,
     byt5=config.frozen.byt5,

@@ -6,15 +6,15 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# In the environment, so that child processes share them, pytest's workers too: many tests build the same program.
 _FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if _FIRST:
   _FOLDER = tempfile.mkdtemp(prefix="seedream_jax_tests_")
+  # In the environment, so that child processes share them, pytest's workers too: many tests build the same program.
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_FOLDER, "xla")
-  os.environ["TEST_TMPDIR"] = os.path.join(
-    _FOLDER, "absl"
-  )  # which absl makes in its own main alone
-  os.mkdir(os.environ["TEST_TMPDIR"])
+  os.environ["TEST_TMPDIR"] = os.path.join(_FOLDER, "absl")
+  os.mkdir(
+    os.environ["TEST_TMPDIR"]
+  )  # absl makes it where its own main runs, which pytest's does not
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 # Nearly all the time goes into compiling programs that run once: LLVM is told not to try hard.
 _QUICK = "--xla_backend_optimization_level=0"

@@ -20,7 +20,7 @@ from seedream_jax import types
 from seedream_jax.ops import partition
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
-RESULT = "attention"  # the name that a remat policy knows the output of xla and splash by, and splash's row sums
+RESULT = "attention"  # the name that remat policies know xla's and splash's output by, and splash's row sums
 _AUTO = {"gpu": "cudnn", "tpu": "splash"}
 _LANES = 128  # splash works on tiles of whole vector registers
 _MASKED = -1e30  # finite, so that a row of masked keys has a finite softmax and gradient

@@ -54,15 +54,14 @@ def in_turns(fn: Callable[[jax.Array], jax.Array], x: jax.Array, at_once: int) -
     x: leads with the batch.
     at_once: divides the examples of a shard, else UserError.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  shards = math.prod(mesh.shape[axis] for axis in types.BATCH_AXES) if _divides(len(x)) else 1
+  shards = _shards() if _divides(len(x)) else 1
   turns, left = divmod(len(x), shards * at_once)
   if left:
     raise types.UserError(
       f"{len(x)} examples on {shards} shards do not divide into turns of {at_once}"
     )
-
-  x = x.reshape(shards, turns, at_once, *x.shape[1:]).swapaxes(0, 1)  # examples stay on their shard
+  # [shards, turns, at_once, ...] to [turns, shards * at_once, ...], and back: examples stay on their shard.
+  x = x.reshape(shards, turns, at_once, *x.shape[1:]).swapaxes(0, 1)
   x = x.reshape(turns, shards * at_once, *x.shape[3:])
   y = jax.lax.map(jax.checkpoint(lambda turn: by_batch(fn(turn)), prevent_cse=False), x)
   y = y.reshape(turns, shards, at_once, *y.shape[2:]).swapaxes(0, 1)
@@ -71,5 +70,10 @@ def in_turns(fn: Callable[[jax.Array], jax.Array], x: jax.Array, at_once: int) -
 
 def _divides(batch: int) -> bool:
   """Whether there is a mesh whose batch axes divide it."""
+  return jax.sharding.get_abstract_mesh().size > 1 and batch % _shards() == 0
+
+
+def _shards() -> int:
+  """Of the batch, on the mesh in the context."""
   mesh = jax.sharding.get_abstract_mesh()
-  return mesh.size > 1 and batch % math.prod(mesh.shape[axis] for axis in types.BATCH_AXES) == 0
+  return math.prod(mesh.shape[axis] for axis in types.BATCH_AXES)

@@ -22,7 +22,7 @@ from seedream_jax.engine import distributed
 _COMPILE_CACHE = "~/.cache/seedream_jax/xla"
 # Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
 _CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
-# Of mallopt, malloc.h: never trim, never map a block of its own, one arena.
+# mallopt's M_TRIM_THRESHOLD never, M_MMAP_MAX no block of its own, M_ARENA_MAX one (numbers of malloc.h).
 _KEEP_FREED = ((-1, -1), (-4, 0), (-8, 1))
 
 
@@ -140,8 +140,8 @@ def keep_freed_memory() -> None:
   """Has glibc hand a step's temporaries to the next one; by default it unmaps them, and each page faults anew.
 
   Measured on 2 cores, DiT of width 512 and depth 8: 208,000 faults and 1 to 2.4 s of system time a step before, none
-  after. One arena, for XLA allocates from threads of its own. The process keeps its peak (829 MB where 411 were used at
-  a time), so a host of accelerators is left as it is; other C libraries too.
+  after. One arena, for XLA allocates from threads of its own. The process keeps its peak (829 MB against
+  411, scans of many sizes), so a host of accelerators is left as it is; other C libraries too.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is not None:
