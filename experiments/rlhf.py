@@ -4,12 +4,15 @@ r"""Preferences to a better model: reward models, then reward feedback learning 
   python -m seedream_jax.train --config experiments/rlhf.py:nano,prompts=REFL,data=LATENTS,init=W,\
     rm_alignment=RM1/weights,rm_aesthetic=RM2/weights,rm_text=RM3/weights --workdir /tmp/refl
   python -m seedream_jax.train --config experiments/rlhf.py:nano,mode=dpo,data=PAIRS,init=W --workdir /tmp/dpo
+  python -m seedream_jax.train --config experiments/rlhf.py:nano,mode=clip,data=POSTERS,siblings=4 --workdir /tmp/clip
 
 Mode reward trains one reward model on preference pairs (data_pipelines.preferences): kind=alignment, aesthetic or text
-(pairs whose prompt quotes text); tower=FOLDER starts it from a published CLIP or Chinese-CLIP, both towers and its own
-tokenizer, instead of a small tower on the model's own text encoders:
+(pairs whose prompt quotes text). tower=FOLDER starts it from what mode clip trained, a small tower on the model's own
+text encoders, or from a published CLIP or Chinese-CLIP, both towers and its own tokenizer:
 
   python -m data_pipelines.convert --part tower=chinese-clip --out out/clip
+
+Mode clip trains such a small tower on pictures and captions; siblings=N where N records in a row differ in one thing each.
 
 Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
 data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
@@ -21,33 +24,35 @@ reference; lora=RANK tunes adapters alone.
 
 from experiments import common, pretrain
 
-MODES = ("reward", "refl", "dpo")
+MODES = ("clip", "reward", "refl", "dpo")
 KINDS = ("alignment", "aesthetic", "text")
 WEIGHTS = dict(alignment=1.0, aesthetic=0.5, text=1.0)  # of the hinges  # ours; undisclosed
 BETA = 2_000.0  # of DPO, as Diffusion-DPO's for SD 1.5  # ours; undisclosed
+OWN_TEXTS = ("llm_ids_BL", "byt5_ids_BG")  # what a tower on the model's own encoders reads
 MARGIN = 6.0  # alpha, in units of the reward; hardly reached, as in ImageReward's code  # ours; undisclosed
 # Published towers give rewards of 20 to 40 before any training: the bound of their temperature never stops the hinge.
 TOWER_MARGIN = 100.0
 
 # Of published towers, whose features a larger step forgets: PickScore's (arXiv 2305.01569, Sec. 3).
 _TOWER_LR = 3e-6
+_STARTED = 0.3  # of the rate, where mode clip has trained the tower before  # ours
 
 # batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {
   "nano": dict(
-    reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=3e-5, steps=400),
+    clip=dict(batch=128, lr=1e-3, steps=3_000), reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=3e-5, steps=400),
     dpo=dict(batch=16, lr=5e-6, steps=1_000), tower="nano",
   ),
   "small": dict(
-    reward=dict(batch=256, lr=1e-4, steps=20_000), refl=dict(batch=64, lr=1e-5, steps=1_000),
+    clip=dict(batch=4096, lr=5e-4, steps=50_000), reward=dict(batch=256, lr=1e-4, steps=20_000), refl=dict(batch=64, lr=1e-5, steps=1_000),
     dpo=dict(batch=128, lr=2e-6, steps=2_000), tower="small",
   ),
   "base": dict(
-    reward=dict(batch=512, lr=1e-4, steps=20_000), refl=dict(batch=128, lr=1e-5, steps=1_000),
+    clip=dict(batch=8192, lr=5e-4, steps=50_000), reward=dict(batch=512, lr=1e-4, steps=20_000), refl=dict(batch=128, lr=1e-5, steps=1_000),
     dpo=dict(batch=512, lr=5e-6, steps=2_000), tower="small",
   ),
   "full": dict(
-    reward=dict(batch=1024, lr=1e-4, steps=20_000), refl=dict(batch=256, lr=1e-5, steps=1_000),
+    clip=dict(batch=16384, lr=5e-4, steps=50_000), reward=dict(batch=1024, lr=1e-4, steps=20_000), refl=dict(batch=256, lr=1e-5, steps=1_000),
     dpo=dict(batch=2048, lr=1e-5, steps=2_000), tower="small",
   ),
 }  # fmt: skip
@@ -64,47 +69,50 @@ def get_config(arg=None):
     init="weights/nano",
     reward_weight=0.01,
     pretrain_weight=1.0,
+    siblings=1,
     **{f"rm_{kind}": "none" for kind in (*KINDS, "guard")},
   )
   if arg.mode not in MODES:
     raise ValueError(f"mode={arg.mode}: expected one of {', '.join(MODES)}")
   if arg.kind not in KINDS:
     raise ValueError(f"kind={arg.kind}: expected one of {', '.join(KINDS)}")
-  make = dict(reward=reward_config, refl=refl_config, dpo=dpo_config)
+  make = dict(clip=clip_config, reward=reward_config, refl=refl_config, dpo=dpo_config)
   return make[arg.mode](arg)
+
+
+def clip_config(arg):
+  """A tower on pictures and captions, from scratch."""
+  preset, config = PRESETS[arg.preset]["clip"], _tower_config(arg, "clip")
+  config.stage = dict(name="contrast")
+  for stream in config.data.streams.values():
+    stream.features = ("id_B", "image_BHWC", *OWN_TEXTS)
+    stream.batch_size = preset["batch"]
+    stream.text_buckets = _one_bucket(arg, stream)  # the batch is the negatives: all lengths in one
+  config.data.streams.train.siblings = arg.siblings
+  return _schedule(config, arg, preset)
 
 
 def reward_config(arg):
   """A reward model on pairs."""
-  if arg.lora:
-    raise ValueError(
-      "lora: a reward's encoders are frozen and its tower is small; expected mode=refl or dpo"
-    )
-  size, config = PRESETS[arg.preset], pretrain.make(arg, arg.data)
-  preset = size["reward"]
+  preset, config, texts = PRESETS[arg.preset]["reward"], _tower_config(arg, "reward"), OWN_TEXTS
   config.stage = dict(name="reward", pair_weight=0.1)
-  published = arg.tower != "none"
+  started = arg.tower != "none"
+  tower = dict(common.sizes(arg.tower, "tower")) if started else {}
+  published = "vision" in tower
   if published:
-    tower = dict(common.sizes(arg.tower, "tower"), dtype=_dtype(arg), remat=_remat(arg))
+    tower |= dict(dtype=_dtype(arg), remat=_remat(arg))
     config.model, config.frozen, config.data.tokenizer = dict(tower=tower), {}, ""
     texts = ("tower_ids_BL",)
-  else:
-    tower = dict(variant=size["tower"])
-    config.model = dict(llm=config.model.llm, byt5=config.model.byt5, tower=tower)
-    config.frozen = dict(llm=config.frozen.llm, byt5=config.frozen.byt5)
-    texts = ("llm_ids_BL", "byt5_ids_BG")
-  config.init.path = arg.tower if published else ""
+  elif started:
+    config.model.tower = tower
+  config.init.path = arg.tower if started else ""
   _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", *texts))
   if published:
     for stream in config.data.streams.values():
       stream.tower_tokenizer = f"{arg.tower}/tower_tokenizer"
       stream.tower_tokens = min(64, tower["text"]["length"])
-  config.optim.ema = dict(eval=(".*", 0.998 if arg.preset == "nano" else 0.9999))
-  config.eval.evaluators = dict(
-    val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8)
-  )
-  config.train.export_dtype = "float32"
-  return _schedule(config, arg, dict(preset, lr=_TOWER_LR) if published else preset)
+  rate = _TOWER_LR if published else preset["lr"] * (_STARTED if started else 1)
+  return _schedule(config, arg, dict(preset, lr=rate))
 
 
 def refl_config(arg):
@@ -145,9 +153,8 @@ def refl_config(arg):
   )
   streams = config.data.streams
   streams.train.batch_size = preset["batch"]
-  # Two streams of n buckets each would be n^2 programs: one bucket, the largest that captions fill.
-  buckets = (64,) if arg.preset == "nano" else streams.train.text_buckets[-1:]
-  streams.train.text_buckets = streams.val.text_buckets = buckets
+  # Two streams of n buckets each would be n^2 programs.
+  streams.train.text_buckets = streams.val.text_buckets = _one_bucket(arg, streams.train)
   prompts = streams.train.to_dict() | dict(sources=((f"{arg.prompts}:refl", 1.0),))
   if texts := _tower_texts(runs):
     prompts |= dict(texts, features=(*prompts["features"], "tower_ids_BL"))
@@ -183,12 +190,36 @@ def dpo_config(arg):
   return _schedule(config, arg, preset)
 
 
+def _tower_config(arg, mode):
+  """What modes clip and reward share: a tower of the preset's size on the frozen encoders."""
+  config = pretrain.make(arg, arg.data)
+  if arg.lora:
+    raise ValueError(
+      f"lora: the encoders of mode={mode} are frozen and its tower is small; expected mode=refl or dpo"
+    )
+  tower = dict(variant=PRESETS[arg.preset]["tower"])
+  config.model = dict(llm=config.model.llm, byt5=config.model.byt5, tower=tower)
+  config.frozen = dict(llm=config.frozen.llm, byt5=config.frozen.byt5)
+  config.init.path = ""
+  config.optim.ema = dict(eval=(".*", 0.998 if arg.preset == "nano" else 0.9999))
+  config.eval.evaluators = dict(
+    val=dict(kind="ValLoss", predict="val_loss", stream="val", batches=8)
+  )
+  config.train.export_dtype = "float32"
+  return config
+
+
 def _read_pairs(config, arg, preset, features):
   config.data.streams.val.sources = ((f"{arg.data}:heldout", 1.0),)
   for stream in config.data.streams.values():
     stream.features, stream.batch_size = features, preset["batch"]
     if arg.kind == "text":
       stream.caption_kinds = ("textual",)
+
+
+def _one_bucket(arg, stream):
+  """The largest length that captions fill."""
+  return (64,) if arg.preset == "nano" else stream.text_buckets[-1:]
 
 
 def _tower_texts(runs):

@@ -3,6 +3,7 @@ r"""Renders posters into a TFDS data set, or frozen prompt sets into JSON lines.
   python -m data_pipelines.posters --world nano --split train --num 160000 --size 64x64 --out DIR
   python -m data_pipelines.posters --world nano --split train --num 20000 --damage 0.3 --out DIR
   python -m data_pipelines.posters --world nano --split train --num 8000 --glyphs 4,7 --out DIR
+  python -m data_pipelines.posters --world nano --split train --num 8000 --siblings 4 --out DIR
   python -m data_pipelines.posters --world nano --prompts bench,heldout,hard,val,text --out DIR
   python -m data_pipelines.posters --world nano --prompts heldout --size 64x96 --out DIR  # for pictures of that size
   python -m data_pipelines.posters --world nano --split val --num 96 --sheet sheet.png  # only look
@@ -48,6 +49,9 @@ _NUM_SUBJECTS = flags.DEFINE_integer(
 _STYLE_RATE = flags.DEFINE_float("style_rate", None, "share of records in a style")
 _FACES = flags.DEFINE_list(
   "faces", [], f"typefaces instead of the world's: {', '.join(worlds.FACES)}"
+)
+_SIBLINGS = flags.DEFINE_integer(
+  "siblings", 1, "records in a row that differ in one thing each, of split train", lower_bound=1
 )
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "records per shard")
 _SHEET = flags.DEFINE_string("sheet", "", "contact sheet (PNG) of the first records; alone or too")
@@ -100,6 +104,8 @@ def make_source(world: worlds.World) -> builder.Source:
   if unknown := [face for face in _FACES.value if face not in worlds.FACES]:
     names = ", ".join(worlds.FACES)
     raise types.UserError(f"--faces: unknown {unknown[0]!r}; expected of {names}")
+  if _SIBLINGS.value > 1 and _SPLIT.value != "train":
+    raise types.UserError(f"--siblings: of split {_SPLIT.value!r}; expected of train alone")
   posters = poster.Posters(
     world.name,
     _SPLIT.value,
@@ -111,6 +117,7 @@ def make_source(world: worlds.World) -> builder.Source:
     _NUM_SUBJECTS.value,
     _STYLE_RATE.value,
     tuple(_FACES.value),
+    _SIBLINGS.value,
   )
   if _DAMAGE.value is None:
     return posters

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines.posters import captions, render, splits, worlds
+from data_pipelines.posters import captions, render, slips, splits, worlds
 from data_pipelines.posters import fonts as fonts_lib
 from data_pipelines.posters import scene as scene_lib
 from seedream_jax.data import records
@@ -31,6 +31,8 @@ class Posters:
     num_subjects: only the world's first so many are drawn, a set skewed on purpose; 0 = all.
     style_rate: share of records in a style; None takes the world's.
     faces: typefaces of texts; () takes the world's.
+    siblings: records that follow one another and differ in one thing each from the first of them, drawn and captioned
+      as they are: hard negatives of one another. 1 = none.
   """
 
   world: str
@@ -43,6 +45,7 @@ class Posters:
   num_subjects: int = 0
   style_rate: float | None = None
   faces: tuple[str, ...] = ()
+  siblings: int = 1
 
   dataset = "posters"
   description = "Posters: emoji and real typefaces on coloured grounds, captioned in zh and en."
@@ -55,6 +58,7 @@ class Posters:
       "num_subjects": self.num_subjects or None,
       "style_rate": self.style_rate,
       "faces": list(self.faces) or None,
+      "siblings": self.siblings if self.siblings > 1 else None,
     }
     return {
       "world": self.world,
@@ -84,11 +88,24 @@ class Posters:
   def draw(self, index: int) -> tuple[np.ndarray, scene_lib.Scene, list[captions.Caption]]:
     """(image_HWC, scene, captions) of record `index`."""
     world = self.open_world()
-    dice = scene_lib.Dice(self.seed, self.world, self.split, index)
-    size = self.sizes[index % len(self.sizes)]
+    sibling = index % self.siblings
+    first = index - sibling
+    dice = scene_lib.Dice(self.seed, self.world, self.split, first)
+    size = self.sizes[first // self.siblings % len(self.sizes)]
     scene = scene_lib.sample_in(self.split, dice, world, size)
+    if sibling:
+      dice = scene_lib.Dice(self.seed, self.world, self.split, "sibling", index)
+      scene = self._sibling(scene, sibling, world, dice)
     image_HWC, scene = render.shared(self.fonts).render(scene)
     return image_HWC, scene, captions.all_of(scene, dice, world)
+
+  def _sibling(
+    self, scene: scene_lib.Scene, number: int, world: worlds.World, dice: scene_lib.Dice
+  ) -> scene_lib.Scene:
+    """`scene` with one thing changed, each kind in turn, and its light and grain drawn anew."""
+    wrong = slips.slip_in(self.split, scene, number - 1, world, dice)
+    axes = {axis: int(dice.chance(world.axis_rate)) for axis in worlds.AXES}
+    return {**wrong, "seed": dice.integer(0, 2**31 - 1), "aesthetics": axes}
 
   def example(self, index: int) -> dict[str, Any]:
     """Record `index`, as the schema takes it."""

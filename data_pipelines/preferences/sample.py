@@ -25,10 +25,10 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 
-from data_pipelines.posters import builder, damage, poster, render, worlds
+from data_pipelines.posters import builder, damage, poster, render, slips, worlds
 from data_pipelines.posters import fonts as fonts_lib
 from data_pipelines.posters import scene as scene_lib
-from data_pipelines.preferences import asked, candidates, slips
+from data_pipelines.preferences import asked, candidates
 from seedream_jax import types
 from seedream_jax.flow import solvers
 from seedream_jax.run import cli, pipeline

@@ -49,6 +49,8 @@ class LoaderConfig:
     area: side of the square of the picture bucket; 0 keeps the bucket each record names.
     labels: (dotted path into the scene tree, vocabulary) pairs; a value outside it gives -1.
     run_steps: batches alike that follow each other, so that a trainer can run several in one call.
+    siblings: records in a row of a source that stay together in the order, as posters' --siblings writes them; whole
+      families share a batch where it divides by them and there is one text bucket.
   """
 
   sources: tuple[tuple[str, float], ...]
@@ -65,12 +67,13 @@ class LoaderConfig:
   area: int = 0
   labels: tuple[tuple[str, tuple[Any, ...]], ...] = ()
   run_steps: int = 1
+  siblings: int = 1
 
   def __post_init__(self) -> None:
     for feature in self.features:
       if feature not in reader.FEATURES:
         raise types.UserError(f"data.features: {feature!r}{_nearest(feature, reader.FEATURES)}")
-    for name in ("batch_size", "glyph_bytes", "tower_tokens", "run_steps"):
+    for name in ("batch_size", "glyph_bytes", "tower_tokens", "run_steps", "siblings"):
       if getattr(self, name) < 1:
         raise types.UserError(f"data.{name}: {getattr(self, name)}, expected at least 1")
     pairs = all(len(s) == 2 and s[1] >= 0 for s in self.sources)
@@ -258,6 +261,7 @@ class Loader:
     return schedule.Source(
       row=row,
       id=index.id[row],
+      family=index.row[row] // self.config.siblings if self.config.siblings > 1 else index.id[row],
       picture=numbers[codes],
       caption=caption,
       last=first + count - 1,

@@ -42,6 +42,7 @@ class Source:
 
   row: np.ndarray  # int64, into the source's index
   id: np.ndarray  # int64
+  family: np.ndarray  # int64, what orders a pass: records of one stay together; the id where each is its own
   picture: np.ndarray  # int32, picture bucket, numbered across sources
   caption: np.ndarray  # int64, caption number in the source's index, flat over records
   last: np.ndarray  # int64, per record: the flat position of its last caption
@@ -151,7 +152,7 @@ class Schedule:
     key = (source, number)
     if key not in self._passes:
       view = self.sources[source]
-      order = np.argsort(keyed((self.seed, _ORDER, source, number), view.id), kind="stable")
+      order = np.argsort(keyed((self.seed, _ORDER, source, number), view.family), kind="stable")
       while len(self._passes) >= 2 * len(self.sources):
         del self._passes[next(iter(self._passes))]
       self._passes[key] = (order, view.draw((self.seed, _CAPTION, source, number)))

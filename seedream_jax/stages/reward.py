@@ -189,11 +189,11 @@ class Reward:
 
   def _same_prompt(self, data) -> jax.Array:
     if self._published:
-      return _same(data["tower_ids_BL"])
-    return _same(data["llm_ids_BL"]) & _same(data["byt5_ids_BG"])
+      return same(data["tower_ids_BL"])
+    return same(data["llm_ids_BL"]) & same(data["byt5_ids_BG"])
 
 
-def _same(ids_BL: jax.Array) -> jax.Array:
+def same(ids_BL: jax.Array) -> jax.Array:
   return jnp.all(ids_BL[:, None] == ids_BL[None], axis=-1)
 
 

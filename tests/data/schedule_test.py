@@ -11,7 +11,7 @@ from seedream_jax import types
 from seedream_jax.data import schedule
 
 
-def source(num: int, *, weights=(1.0,), pictures: int = 2, texts: int = 3, first: int = 0):
+def source(num: int, *, weights=(1.0,), pictures: int = 2, texts: int = 3, first: int = 0, siblings: int = 1):
   """`num` records with len(weights) captions each; buckets by record and by caption."""
   count = len(weights)
   share = np.cumsum(weights) / np.sum(weights)
@@ -19,6 +19,7 @@ def source(num: int, *, weights=(1.0,), pictures: int = 2, texts: int = 3, first
   return schedule.Source(
     row=np.arange(num),
     id=np.arange(first, first + num) * 7919,
+    family=np.arange(first, first + num) // siblings * 7919,
     picture=(np.arange(num) % pictures).astype(np.int32),
     caption=flat,
     last=np.arange(num) * count + count - 1,
@@ -49,6 +50,18 @@ class ScheduleTest(parameterized.TestCase):
     for step in (99, 3, 57, 58, 0, 98):
       self.assertEqual(batches(plan, [step]), [forward[step]])
     self.assertEqual(batches(pickle.loads(pickle.dumps(plan)), range(100)), forward)
+
+  def test_siblings_share_a_batch(self):
+    plan = make([source(120, pictures=1, texts=1, siblings=4)], batch_size=8)
+    seen, order = [], []
+    for _, entries in batches(plan, range(15)):
+      families = [record // 4 for _, record, _ in entries]
+      self.assertEqual(families, [families[0]] * 4 + [families[4]] * 4)
+      self.assertEqual([record % 4 for _, record, _ in entries], [0, 1, 2, 3] * 2)
+      seen += [record for _, record, _ in entries]
+      order += families[::4]
+    self.assertEqual(sorted(seen), list(range(120)))
+    self.assertNotEqual(order, sorted(order))
 
   def test_seed_and_epoch_change_the_order(self):
     self.assertNotEqual(batches(make(seed=3), range(9)), batches(make(seed=4), range(9)))

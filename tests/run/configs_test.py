@@ -20,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRESETS = ("nano", "small", "base", "full")
 EXPERIMENTS = [(name, "") for name in ("autoencoder", "pretrain", "ct", "sft", "judge", "rater")]
 EXPERIMENTS += [("align", f",mode={m}") for m in ("lm", "pair", "glyph")]
-EXPERIMENTS += [("rlhf", f",mode={m}") for m in ("reward", "refl", "dpo")]
+EXPERIMENTS += [("rlhf", f",mode={m}") for m in ("clip", "reward", "refl", "dpo")]
 CASES = [(name, preset, rest) for name, rest in EXPERIMENTS for preset in PRESETS]
 CASES.append(("rater", "nano", ",reads=glyphs"))
 

@@ -14,7 +14,7 @@ from tests.models import tiny
 
 B, R, L, G = 4, 2, 7, 4
 TOWER = dict(variant="nano", widths=(8, 16), embed_dim=11)
-GOLDEN = {"loss": 0.785508, "grad_rms": 0.0042563}
+GOLDEN = {"loss": 0.829768, "grad_rms": 0.00154751}
 
 
 def stage_of(**stage):

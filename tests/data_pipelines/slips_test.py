@@ -1,13 +1,14 @@
 """Slips: one thing wrong, everything else as it was asked for, still something the renderer draws."""
 
+import collections
+import dataclasses
 import json
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from data_pipelines.posters import fonts, poster, render, worlds
+from data_pipelines.posters import fonts, poster, render, slips, splits, worlds
 from data_pipelines.posters import scene as scene_lib
-from data_pipelines.preferences import slips
 
 WORLD = worlds.make_world("nano")
 
@@ -45,6 +46,32 @@ class SlipsTest(parameterized.TestCase):
       self.assertLessEqual(changed, {kind, "subject"} if kind == "count" else {kind})
       self.assertLessEqual(parts(got)["subject"], set(WORLD.subjects))
     self.assertGreater(seen, 10)
+
+  def test_siblings_differ_from_the_first_in_one_thing_and_stay_in_their_split(self):
+    plain = poster.Posters("nano", "train", ((64, 64),), 3, fonts.find())
+    made = dataclasses.replace(plain, siblings=4)
+    self.assertNotEqual(made.describe(), plain.describe())
+    kinds = collections.Counter()
+    for start in range(0, 80, 4):
+      first, *rest = (made.draw(start + i)[1] for i in range(4))
+      self.assertEqual(first, plain.draw(start)[1])
+      for other in rest:
+        self.assertEqual(splits.split_of(other), "train")
+        changed = {part for part, value in parts(other).items() if value != parts(first)[part]}
+        kinds[min(changed)] += 1
+        self.assertIn(len(changed - {"subject"}), (0, 1))
+        self.assertTrue(changed)
+    self.assertEqual(set(kinds), set(slips.KINDS))
+
+  def test_siblings_say_what_they_show(self):
+    made = poster.Posters("nano", "train", ((64, 64),), 3, fonts.find(), siblings=4)
+    for i in range(40):
+      _, scene, said = made.draw(i)
+      if scene["text"]:
+        quoting = [c["text"] for c in said if c["kind"] == "textual"]
+        self.assertTrue(quoting)
+        for text in quoting:
+          self.assertIn(scene["text"]["content"], text)
 
   def test_length_and_place_of_the_text_stay(self):
     for i, scene in enumerate(s for s in SCENES if s["text"]):

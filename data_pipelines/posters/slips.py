@@ -1,15 +1,17 @@
 """Scenes with one thing wrong: renders that miss what was asked for and look as good as those that do not.
 
 Models make such mistakes seldom and all at once; a render makes exactly one, for nothing. A reward that is to tell
-"two dragons" from "three" needs pairs that differ in nothing else.
+"two dragons" from "three" needs pairs that differ in nothing else, and so does a CLIP: siblings of one scene, each with
+captions of its own, are the hard negatives of one another.
 """
 
 import copy
 
-from data_pipelines.posters import palette, subjects, words, worlds
+from data_pipelines.posters import palette, splits, subjects, words, worlds
 from data_pipelines.posters import scene as scene_lib
 
 KINDS = ("subject", "count", "color", "text")
+_TRIES = 100
 
 
 def kinds(scene: scene_lib.Scene) -> tuple[str, ...]:
@@ -33,6 +35,21 @@ def slip(
   return wrong
 
 
+def slip_in(
+  split: str, scene: scene_lib.Scene, turn: int, world: worlds.World, dice: scene_lib.Dice
+) -> scene_lib.Scene:
+  """A slip that the split may show, by rejection: of the kind whose turn it is, else of the next.
+
+  Only train is wide enough for it; some of its scenes have no other ground that is not held out.
+  """
+  possible = kinds(scene)
+  for i in range(_TRIES * len(possible)):
+    wrong = slip(scene, possible[(turn + i // _TRIES) % len(possible)], world, dice)
+    if splits.split_of(wrong) == split:
+      return wrong
+  raise RuntimeError(f"{split}: no slip of {possible} in {_TRIES} tries each")
+
+
 def _subject(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) -> None:
   shown = {thing["emoji"] for thing in scene["subjects"]}
   old = dice.pick(sorted(shown))
@@ -49,6 +66,7 @@ def _count(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) ->
   gone = dice.integer(0, len(scene["subjects"]) - 1)
   del scene["subjects"][gone]
   scene["count"] = len(scene["subjects"])
+  scene["counterfactual"] = False  # it was of two things
 
 
 def _color(scene: scene_lib.Scene, world: worlds.World, dice: scene_lib.Dice) -> None:

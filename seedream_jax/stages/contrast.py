@@ -1,0 +1,105 @@
+"""Training a CLIP where none is at hand: its picture tower and text projection, beside the model's frozen encoders.
+
+CLIP's loss between the pictures of a batch and their captions, zh and en together (arXiv 2103.00020, Sec. 2.3), with the
+text encoders locked, as LiT (arXiv 2111.07991). Its negatives are the batch, so what the batch does not tell apart is
+not learned: siblings of a scene, which differ in one thing, belong in one batch (`data.streams.train.siblings`).  # ours
+Reward models start from what it makes, as they would from a published one.
+
+Dims: B pictures and captions, H W C pixels, L LLM tokens, G glyph bytes, P joint embedding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from seedream_jax import types
+from seedream_jax.models import text_to_image, variants
+from seedream_jax.stages import align, classify, reward
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastConfig:
+  """The config's stage group, without its name.
+
+  Attributes:
+    noise_std: of the Gaussian noise added to pictures in training, so that no answer hangs on a pixel.  # ours
+  """
+
+  noise_std: float = 0.1
+
+
+class Contrast:
+  """One player, the tower of stage reward. Reads `image_BHWC`, `llm_ids_BL` and `byt5_ids_BG`."""
+
+  players = ("tower",)
+
+  def __init__(self, cfg: ContrastConfig, model: ConfigDict):
+    self.cfg = cfg
+    encoders = ConfigDict({name: model[name] for name in reward.ENCODERS})
+    self.model = text_to_image.TextToImage(encoders, trained=())
+    self._parts = {"tower": reward.part(self.model, model.tower), **self.model.parts}
+
+  def parts(self) -> dict[str, types.Part]:
+    """The tower and the encoders."""
+    return self._parts
+
+  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
+    """A tower from scratch."""
+    del frozen
+    return {"tower": self._parts["tower"].init(rng)}
+
+  def loss(
+    self,
+    params: dict[str, types.Params],
+    frozen: dict[str, types.Params],
+    ema: dict[str, dict[str, types.Params]],
+    batch: types.Batch,
+    rng: jax.Array,
+    *,
+    player: str,
+    step: jax.Array,
+  ) -> types.Loss:
+    """Sum over pictures of contrastive_loss; how often each finds its caption, and the captions their pictures."""
+    del ema, player, step
+    data = batch["train"]
+    return self._loss(params, frozen, data, classify.noisy_pixels(data, rng, self.cfg.noise_std))
+
+  def predict_fns(self) -> dict[str, Callable]:
+    """`val_loss`: (sum, weight), without noise."""
+
+    def val_loss(params, frozen, batch, rng=None):
+      del rng
+      loss = self._loss(params, frozen, batch["train"], batch["train"]["image_BHWC"])
+      return loss.total, loss.weight
+
+    return {"val_loss": val_loss}
+
+  def _loss(self, params, frozen, data, image_BHWC) -> types.Loss:
+    tower = self._parts["tower"].bind(params["tower"])
+    pooled_BE = jax.lax.stop_gradient(reward.text_features(self.model, frozen, data))
+    x_BP, y_BP = tower.image(image_BHWC), tower.text(pooled_BE)
+    same_BB = reward.same(data["llm_ids_BL"]) & reward.same(data["byt5_ids_BG"])
+    loss_B = align.contrastive_loss(x_BP, y_BP, tower.scale(), same_BB)
+    weight = jnp.asarray(len(x_BP), jnp.float32)
+
+    def found(cosine_BB):
+      picks_B = jnp.argmax(cosine_BB, axis=1)
+      right_B = jnp.take_along_axis(same_BB, picks_B[:, None], axis=1)[:, 0]
+      return jnp.sum(right_B.astype(jnp.float32)), weight
+
+    cosine_BB = x_BP @ y_BP.T
+    metrics = {
+      "caption_found": found(cosine_BB),
+      "picture_found": found(cosine_BB.T),
+      "scale": (tower.scale(), jnp.ones(())),
+    }
+    return types.Loss(jnp.sum(loss_B), weight, metrics, {})
+
+
+def make(config: ConfigDict) -> Contrast:
+  """The stage of an experiment config."""
+  fields = {name: value for name, value in config.stage.items() if name != "name"}
+  return Contrast(variants.fill(ContrastConfig, fields, "stage"), config.model)
