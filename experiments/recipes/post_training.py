@@ -20,6 +20,7 @@ W = "{workdir}"
 BASE = "weights/nano"
 POSTERS = "data_pipelines.posters --world nano --size 64x64"
 RATERS = "weights/raters"  # recipes/raters.py made them
+CLIP = "weights/clip"  # recipes/clip.py made it
 NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0 to 1
 HELD_OUT = 25  # percent of preference prompts
 PAIRS = 28  # of each set of candidates: of three models' two pictures and two slips, all there are
@@ -94,7 +95,7 @@ def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
     data, folder = f"{W}/pairs/{name}_{kind}", f"{W}/rm/{name}_{kind}"
     yield step(
       f"rm_{name}_{kind}",
-      f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={data},"
+      f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={data},tower={CLIP},"
       f"steps={size.reward[kind]} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
     )
     yield step(
@@ -116,7 +117,7 @@ def get_config(arg=None):
   steps = [*data(size), *checkpoints(size), plain, drawn]
   steps += [rated("renders", num=RENDER_PAIRS), rated("first"), *pairs("first", ("first",))]
   steps += reward_models("first", size)
-  # The guard: other noise on other pairs of the same candidates, another start.
+  # The guard: other noise on other pairs of the same candidates, in another order.
   steps += [rated("renders", GUARD_SEED, RENDER_PAIRS), rated("first", GUARD_SEED)]
   steps += pairs("guard", ("first",), GUARD_SEED, ("alignment",))
   steps += reward_models("guard", size, ("alignment",), GUARD_SEED)

@@ -76,6 +76,19 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual((watched.kind, watched.score), ("Guard", "guard"))
     self.assertEqual(tuple(watched.rewards), ("text",))
 
+  def test_a_reward_starts_from_what_mode_clip_trained(self):
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    made = config_of("rlhf", "nano,mode=clip,siblings=4")
+    self.assertEqual(made.data.streams.train.siblings, 4)
+    with made.unlocked():
+      made.model.tower.embed_dim = 24
+    pathlib.Path(folder, "config.json").write_text(made.to_json())
+    config = config_of("rlhf", f"nano,mode=reward,tower={folder}")
+    self.assertEqual((config.init.path, config.model.tower.embed_dim), (folder, 24))
+    self.assertLess(config.optim.lr, config_of("rlhf", "nano,mode=reward").optim.lr)
+    made, started = (open_lib.make_stage(c).parts()["tower"].abstract for c in (made, config))
+    self.assertEqual(jax.tree.leaves(made), jax.tree.leaves(started))
+
   @parameterized.parameters(*PRESETS)
   def test_golden_sharding(self, preset):
     config = config_of("pretrain", preset)
