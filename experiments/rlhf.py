@@ -40,7 +40,7 @@ _STARTED = 0.3  # of the rate, where mode clip has trained the tower before  # o
 # batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {
   "nano": dict(
-    clip=dict(batch=128, lr=1e-3, steps=3_000), reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=3e-5, steps=400),
+    clip=dict(batch=128, lr=1e-3, steps=3_000), reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=1e-4, steps=300),
     dpo=dict(batch=16, lr=5e-6, steps=1_000), tower="nano",
   ),
   "small": dict(
@@ -67,7 +67,7 @@ def get_config(arg=None):
     data="out/posters",
     prompts="out/refl",
     init="weights/nano",
-    reward_weight=0.01,
+    reward_weight=0.05,
     pretrain_weight=1.0,
     siblings=1,
     **{f"rm_{kind}": "none" for kind in (*KINDS, "guard")},

@@ -29,8 +29,8 @@ GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
-           sets=1_500, renders=6_000, bad=750, refl=400, pictures=5,
-           reward=dict(alignment=1_200, aesthetic=300, text=600)),
+           sets=1_500, renders=6_000, bad=750, refl=300, pictures=5,
+           reward=dict(alignment=400, aesthetic=400, text=400)),
   "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
                 sets=64, renders=64, bad=32, refl=8, pictures=1,
                 reward=dict(alignment=40, aesthetic=40, text=40)),

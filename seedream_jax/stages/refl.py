@@ -50,7 +50,7 @@ class ReflConfig:
 
   rewards: dict[str, dict[str, Any]]
   num_steps: int = 16
-  first_step: int = 10
+  first_step: int = 6
   last_step: int = 15
   guidance: float = 4.0
   reward_weight: float = 1e-3
@@ -170,11 +170,14 @@ class Refl:
     if cfg.guidance != 1:
       v_u = jax.lax.stop_gradient(still_velocity(x_BHWC, t_B, still_uncond))
       v_BHWC = v_u + cfg.guidance * (v_BHWC - v_u)
-    x0_BHWC = path.v_to_x0(x_BHWC, v_BHWC, t_B)
+    return self._decode(frozen, path.v_to_x0(x_BHWC, v_BHWC, t_B)), step_B
+
+  def _decode(self, frozen, x0_BHWC) -> jax.Array:
+    """Pictures in [-1, 1], so many at once as the config says."""
     decode = functools.partial(self.model.decode, frozen)
-    if not cfg.decode_at_once:
-      return jax.checkpoint(decode)(x0_BHWC), step_B
-    return partition.in_turns(decode, x0_BHWC, cfg.decode_at_once), step_B
+    if not self.cfg.decode_at_once:
+      return jax.checkpoint(decode)(x0_BHWC)
+    return partition.in_turns(decode, x0_BHWC, self.cfg.decode_at_once)
 
   def _rollout(self, velocity, cond, uncond, noise_BHWC, grid, step_B) -> jax.Array:
     """x at grid[step_B], without gradient; every example stops at its own step."""
@@ -206,13 +209,14 @@ class Refl:
     noise_BHWC = timesteps.per_example(
       rng, data["id_B"], lambda key: jax.random.normal(key, self._latent_shape(data))
     )
-    image_BHWC = self.base.predict_fns()["sample"](
+    x0_BHWC = self.base.predict_fns()["latents"](
       policy,
       frozen,
       {"train": {**data, "noise_BHWC": noise_BHWC}},
       num_steps=self.cfg.num_steps,
       guidance=self.cfg.guidance,
     )
+    image_BHWC = self._decode(frozen, x0_BHWC)
     asked_B = asks_text(data["byt5_ids_BG"])
     out = {}
     for name, score_B in self._scores(frozen, data, image_BHWC, self.cfg.rewards).items():
