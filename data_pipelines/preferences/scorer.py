@@ -35,13 +35,17 @@ def reading(config: ml_collections.ConfigDict) -> Callable[[str], dict[str, np.n
 
 
 class Scorer:
-  """A reward model's weights folder: WORKDIR/weights of its run."""
+  """A reward model's weights folder: WORKDIR/weights of its run; or a CLIP's, a reward that has seen no choices."""
 
   def __init__(self, folder: str):
     """Opens it and the encoders that its config names; UserError where it is not of stage reward."""
     config = open_lib.read_config(folder)
-    if config.get("stage", {}).get("name") != "reward":
-      raise types.UserError(f"--reward {folder}: its config is not of stage reward")
+    stage = config.get("stage", {}).get("name")
+    if stage == "contrast":
+      with config.unlocked():
+        config.stage = dict(name="reward")
+    elif stage != "reward":
+      raise types.UserError(f"--reward {folder}: its config is not of stage reward or contrast")
     layout = open_lib.lay_out(config)
     path = os.path.join(folder, "tower.safetensors")
     self._params = {"tower": checkpoint.load_weights(path, layout.state.params["tower"])}

@@ -4,9 +4,9 @@ r"""From preferences to a better model, twice: candidates, their choice, three r
 
 Round 2 draws candidates from round 1's model for the prompts that its rewards like least, adds their choices to the
 old ones, trains the rewards anew and goes on with ReFL. What it has to beat is `longer`: round 1 continued for the same
-steps with the old rewards. A guard watches every ReFL: a reward model of another seed and other choices. `hot` is
-round 1 at five times the rate, where the guard should end it; `bare` is round 1 without pre-training's loss. All are
-judged on hard, base and round 1 on heldout too.
+steps with the old rewards. A guard watches every ReFL: the CLIP that the rewards started from, which has seen no
+choices. `hot` is round 1 at five times the rate, where the guard should end it; `bare` is round 1 without pre-training's
+loss. All are judged on hard, base and round 1 on heldout too.
 `post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
 Run so far: up to the rewards' scores (docs/evidence.md, 2026-11-30); at smoke's size ReFL, `mined` and the packing too.
 """
@@ -25,11 +25,10 @@ NOISE = "alignment=0.05,text=0.05,aesthetic=0.05"  # of the raters' scores, of 0
 HELD_OUT = 25  # percent of preference prompts
 PAIRS = 28  # of each set of candidates: of three models' two pictures and two slips, all there are
 RENDER_PAIRS = 8  # of each set of renders, of 15
-GUARD_SEED = 7  # of the guard's choices, noise and weights
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
-           sets=1_500, renders=6_000, bad=750, refl=300, pictures=5,
+           sets=1_500, renders=6_000, bad=750, refl=240, pictures=5,
            reward=dict(alignment=400, aesthetic=400, text=400)),
   "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
                 sets=64, renders=64, bad=32, refl=8, pictures=1,
@@ -68,20 +67,20 @@ def candidates(name, prompts, models, num_images=2, renders="slip"):
   )
 
 
-def rated(name, seed=0, num=PAIRS):
+def rated(name, num=PAIRS):
   """The raters' choices among candidates."""
   return step(
-    f"{name}_rated_{seed}",
+    f"{name}_rated",
     f"data_pipelines.preferences rate --data {W}/{name}-candidates --alignment {RATERS}/objects "
-    f"--text {RATERS}/glyphs --noise {NOISE} --pairs_per_set {num} --seed {seed} --out {W}/{name}-{seed}.jsonl",
+    f"--text {RATERS}/glyphs --noise {NOISE} --pairs_per_set {num} --out {W}/{name}.jsonl",
   )
 
 
-def pairs(name, sets, seed=0, kinds=rlhf.KINDS):
+def pairs(name, sets):
   """Pairs of each kind to train on, of renders and `sets`; and of `sets` alone, to score on what is held out."""
-  for kind in kinds:
+  for kind in rlhf.KINDS:
     for folder, of in ((name, ("renders", *sets)), (f"{name}_own", sets)):
-      given = " ".join(f"--pairs {W}/{one}-{seed}.jsonl" for one in of)
+      given = " ".join(f"--pairs {W}/{one}.jsonl" for one in of)
       yield step(
         f"{folder}_pairs_{kind}",
         f"data_pipelines.preferences import {given} --dimension {kind} --heldout {HELD_OUT} "
@@ -89,14 +88,14 @@ def pairs(name, sets, seed=0, kinds=rlhf.KINDS):
       )
 
 
-def reward_models(name, size, kinds=rlhf.KINDS, seed=0):
+def reward_models(name, size):
   """A reward model of each kind, and how it agrees with choices among models' pictures and slips, held out."""
-  for kind in kinds:
+  for kind in rlhf.KINDS:
     data, folder = f"{W}/pairs/{name}_{kind}", f"{W}/rm/{name}_{kind}"
     yield step(
       f"rm_{name}_{kind}",
       f"seedream_jax.train --config experiments/rlhf.py:nano,mode=reward,kind={kind},data={data},tower={CLIP},"
-      f"steps={size.reward[kind]} --config.seed={seed} --config.data.streams.train.seed={seed} --workdir {folder}",
+      f"steps={size.reward[kind]} --workdir {folder}",
     )
     yield step(
       f"score_{name}_{kind}",
@@ -117,18 +116,13 @@ def get_config(arg=None):
   steps = [*data(size), *checkpoints(size), plain, drawn]
   steps += [rated("renders", num=RENDER_PAIRS), rated("first"), *pairs("first", ("first",))]
   steps += reward_models("first", size)
-  # The guard: other noise on other pairs of the same candidates, in another order.
-  steps += [rated("renders", GUARD_SEED, RENDER_PAIRS), rated("first", GUARD_SEED)]
-  steps += pairs("guard", ("first",), GUARD_SEED, ("alignment",))
-  steps += reward_models("guard", size, ("alignment",), GUARD_SEED)
 
   def refl(name, init, rewards, rest=""):
     rms = ",".join(f"rm_{kind}={W}/rm/{rewards}_{kind}/weights" for kind in rlhf.KINDS)
     options = (
       f"content=latent,data={W}/latents,prompts={W}/refl,init={init},steps={size.refl},{rms}"
     )
-    guard = f"rm_guard={W}/rm/guard_alignment/weights"
-    command = f"seedream_jax.train --config experiments/rlhf.py:nano,{options},{guard}{rest}"
+    command = f"seedream_jax.train --config experiments/rlhf.py:nano,{options},rm_guard={CLIP}{rest}"
     return step(name, f"{command} --workdir {W}/{name}")
 
   def judge(name, workdir, suite="hard"):

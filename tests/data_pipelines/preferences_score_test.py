@@ -3,7 +3,8 @@
 import numpy as np
 from absl.testing import absltest
 
-from data_pipelines.preferences import pairs, score
+from data_pipelines.posters import fonts
+from data_pipelines.preferences import asked, candidates, pairs, sample, score, scorer
 
 
 def _about(number: int, clean: tuple[float, float], std: float) -> tuple[dict, bool]:
@@ -17,6 +18,20 @@ def _about(number: int, clean: tuple[float, float], std: float) -> tuple[dict, b
     "noise": {"std": {"text": std}, "seed": 7},
   }
   return about, (clean[0] > clean[1]) == (heard[0] > heard[1])
+
+
+class ShippedClipTest(absltest.TestCase):
+  def test_it_tells_a_scene_from_the_same_scene_with_one_thing_wrong(self):
+    found = fonts.find()
+    truth, slip = (sample.RenderDrawer(name, found) for name in (candidates.TRUTH, candidates.SLIP))
+    prompts = asked.draw("nano", "preference", 64, (64, 64), 9, found)
+    seeds = range(len(prompts))
+    both = [np.stack(pair) for pair in zip(truth(prompts, seeds), slip(prompts, seeds))]
+    clip = scorer.Scorer("weights/clip")
+    score_BR = np.stack(list(clip(zip((p.text for p in prompts), both))))
+    seen = [slip.damage_of(p, seed) in ("subject", "text") for p, seed in zip(prompts, seeds)]
+    right_B = score_BR[:, 0] > score_BR[:, 1]
+    self.assertGreater(np.mean(right_B[seen]), 0.8)  # short prompts leave the ground open
 
 
 class ScoreTest(absltest.TestCase):
