@@ -12,7 +12,8 @@ text encoders, or from a published CLIP or Chinese-CLIP, both towers and its own
 
   python -m data_pipelines.convert --part tower=chinese-clip --out out/clip
 
-Mode clip trains such a small tower on pictures and captions; siblings=N where N records in a row differ in one thing each.
+Mode clip trains such a small tower on pictures and captions; siblings=N where N records in a row differ in one thing
+each.
 
 Mode refl tunes the DiT and the LLM together on up to three of them; `prompts` is a
 data set of split refl, `data` what pre-training's loss goes on with, `init` a folder with dit and llm;
@@ -40,19 +41,23 @@ _STARTED = 0.3  # of the rate, where mode clip has trained the tower before  # o
 # batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {
   "nano": dict(
-    clip=dict(batch=128, lr=1e-3, steps=3_000), reward=dict(batch=64, lr=1e-3, steps=3_000), refl=dict(batch=8, lr=1e-4, steps=300),
+    clip=dict(batch=128, lr=1e-3, steps=3_000), reward=dict(batch=64, lr=1e-3, steps=3_000),
+    refl=dict(batch=8, lr=1e-4, steps=300),
     dpo=dict(batch=16, lr=5e-6, steps=1_000), tower="nano",
   ),
   "small": dict(
-    clip=dict(batch=4096, lr=5e-4, steps=50_000), reward=dict(batch=256, lr=1e-4, steps=20_000), refl=dict(batch=64, lr=1e-5, steps=1_000),
+    clip=dict(batch=4096, lr=5e-4, steps=50_000), reward=dict(batch=256, lr=1e-4, steps=20_000),
+    refl=dict(batch=64, lr=1e-5, steps=1_000),
     dpo=dict(batch=128, lr=2e-6, steps=2_000), tower="small",
   ),
   "base": dict(
-    clip=dict(batch=8192, lr=5e-4, steps=50_000), reward=dict(batch=512, lr=1e-4, steps=20_000), refl=dict(batch=128, lr=1e-5, steps=1_000),
+    clip=dict(batch=8192, lr=5e-4, steps=50_000), reward=dict(batch=512, lr=1e-4, steps=20_000),
+    refl=dict(batch=128, lr=1e-5, steps=1_000),
     dpo=dict(batch=512, lr=5e-6, steps=2_000), tower="small",
   ),
   "full": dict(
-    clip=dict(batch=16384, lr=5e-4, steps=50_000), reward=dict(batch=1024, lr=1e-4, steps=20_000), refl=dict(batch=256, lr=1e-5, steps=1_000),
+    clip=dict(batch=16384, lr=5e-4, steps=50_000), reward=dict(batch=1024, lr=1e-4, steps=20_000),
+    refl=dict(batch=256, lr=1e-5, steps=1_000),
     dpo=dict(batch=2048, lr=1e-5, steps=2_000), tower="small",
   ),
 }  # fmt: skip

@@ -10,7 +10,9 @@ from ml_collections import config_dict
 from experiments.common import step
 
 W = "{workdir}"
-POSTERS = f"data_pipelines.posters --world nano --size 64x64 --seed 30 --axis_rate 0.5 --out {W}/posters"
+POSTERS = (
+  f"data_pipelines.posters --world nano --size 64x64 --seed 30 --axis_rate 0.5 --out {W}/posters"
+)
 SIBLINGS = 4  # a scene and three that differ from it in one thing each
 
 

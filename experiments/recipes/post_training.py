@@ -5,8 +5,8 @@ r"""From preferences to a better model, twice: candidates, their choice, three r
 Round 2 draws candidates from round 1's model for the prompts that its rewards like least, adds their choices to the
 old ones, trains the rewards anew and goes on with ReFL. What it has to beat is `longer`: round 1 continued for the same
 steps with the old rewards. A guard watches every ReFL: the CLIP that the rewards started from, which has seen no
-choices. `hot` is round 1 at five times the rate, where the guard should end it; `bare` is round 1 without pre-training's
-loss. All are judged on hard, base and round 1 on heldout too.
+choices. `hot` is round 1 at five times the rate, where the guard should end it; `bare` is round 1 without
+pre-training's loss. All are judged on hard, base and round 1 on heldout too.
 `post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
 Run so far: up to the rewards' scores (docs/evidence.md, 2026-11-30); at smoke's size ReFL, `mined` and the packing too.
 """
@@ -122,7 +122,9 @@ def get_config(arg=None):
     options = (
       f"content=latent,data={W}/latents,prompts={W}/refl,init={init},steps={size.refl},{rms}"
     )
-    command = f"seedream_jax.train --config experiments/rlhf.py:nano,{options},rm_guard={CLIP}{rest}"
+    command = (
+      f"seedream_jax.train --config experiments/rlhf.py:nano,{options},rm_guard={CLIP}{rest}"
+    )
     return step(name, f"{command} --workdir {W}/{name}")
 
   def judge(name, workdir, suite="hard"):

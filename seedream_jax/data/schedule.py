@@ -42,7 +42,9 @@ class Source:
 
   row: np.ndarray  # int64, into the source's index
   id: np.ndarray  # int64
-  family: np.ndarray  # int64, what orders a pass: records of one stay together; the id where each is its own
+  family: (
+    np.ndarray
+  )  # int64, what orders a pass: records of one stay together; the id where each is its own
   picture: np.ndarray  # int32, picture bucket, numbered across sources
   caption: np.ndarray  # int64, caption number in the source's index, flat over records
   last: np.ndarray  # int64, per record: the flat position of its last caption

@@ -1,9 +1,9 @@
 """Training a CLIP where none is at hand: its picture tower and text projection, beside the model's frozen encoders.
 
-CLIP's loss between the pictures of a batch and their captions, zh and en together (arXiv 2103.00020, Sec. 2.3), with the
-text encoders locked, as LiT (arXiv 2111.07991). Its negatives are the batch, so what the batch does not tell apart is
-not learned: siblings of a scene, which differ in one thing, belong in one batch (`data.streams.train.siblings`).  # ours
-Reward models start from what it makes, as they would from a published one.
+CLIP's loss between the pictures of a batch and their captions, zh and en together (arXiv 2103.00020, Sec. 2.3), with
+the text encoders locked, as LiT (arXiv 2111.07991). Its negatives are the batch, so what the batch does not tell apart
+is not learned: siblings of a scene, which differ in one thing, belong in one batch (`data.streams.train.siblings`).
+Reward models start from what it makes, as they would from a published one.  # ours
 
 Dims: B pictures and captions, H W C pixels, L LLM tokens, G glyph bytes, P joint embedding.
 """

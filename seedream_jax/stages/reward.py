@@ -194,6 +194,7 @@ class Reward:
 
 
 def same(ids_BL: jax.Array) -> jax.Array:
+  """True where two texts of a batch have the same ids, [B, B]."""
   return jnp.all(ids_BL[:, None] == ids_BL[None], axis=-1)
 
 

@@ -11,7 +11,9 @@ from seedream_jax import types
 from seedream_jax.data import schedule
 
 
-def source(num: int, *, weights=(1.0,), pictures: int = 2, texts: int = 3, first: int = 0, siblings: int = 1):
+def source(
+  num: int, *, weights=(1.0,), pictures: int = 2, texts: int = 3, first: int = 0, siblings: int = 1
+):
   """`num` records with len(weights) captions each; buckets by record and by caption."""
   count = len(weights)
   share = np.cumsum(weights) / np.sum(weights)

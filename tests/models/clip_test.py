@@ -13,7 +13,9 @@ class ClipTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cfg = clip.make_config("nano", widths=(8, 16), bins=(2, 2), hidden=12, embed_dim=11, text_dim=10)
+    cfg = clip.make_config(
+      "nano", widths=(8, 16), bins=(2, 2), hidden=12, embed_dim=11, text_dim=10
+    )
     cls.part = types.Part.from_module(lambda rngs: clip.Clip(cfg, rngs=rngs))
     rng = np.random.default_rng(0)
     cls.params = jax.tree.map(

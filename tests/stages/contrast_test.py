@@ -60,9 +60,7 @@ class ContrastTest(absltest.TestCase):
     x_BP, y_BP, scale = self.unit_vectors(batch())
     logits_BB = scale * x_BP @ y_BP.T
     own_B = np.diagonal(logits_BB)
-    want = sum(
-      np.log(np.exp(logits_BB).sum(axis)).sum() / 2 - own_B.sum() / 2 for axis in (0, 1)
-    )
+    want = sum(np.log(np.exp(logits_BB).sum(axis)).sum() / 2 - own_B.sum() / 2 for axis in (0, 1))
     got = self.jitted(self.params, batch())
     np.testing.assert_allclose(got.total, want, rtol=1e-4)
     self.assertEqual(float(got.weight), B)
