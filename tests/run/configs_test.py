@@ -75,6 +75,7 @@ class ConfigsTest(parameterized.TestCase):
     watched = config.eval.evaluators.rewards
     self.assertEqual((watched.kind, watched.score), ("Guard", "guard"))
     self.assertEqual(tuple(watched.rewards), ("text",))
+    self.assertGreater(watched.margin, 0)  # chance alone must not end a run
 
   def test_a_reward_starts_from_what_mode_clip_trained(self):
     folder = self.enter_context(tempfile.TemporaryDirectory())
