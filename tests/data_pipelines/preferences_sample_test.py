@@ -156,7 +156,7 @@ class SampleTest(parameterized.TestCase):
     done = subprocess.run([*command, f"{self.dir}/whole"], capture_output=True, check=True)
     process = subprocess.Popen([*command, out], stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
-    while not list(pathlib.Path(out).glob("receipts/*")) and time.time() < deadline:
+    while not list(pathlib.Path(out).glob("receipts/*.json")) and time.time() < deadline:
       time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
