@@ -8,8 +8,8 @@ steps with the old rewards. A guard watches every ReFL: the CLIP that the reward
 choices. `hot` is round 1 at five times the rate, where the guard should end it; `bare` is round 1 without
 pre-training's loss. All are judged on hard, base and round 1 on heldout too.
 `post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
-Run so far: up to round 1 (docs/evidence.md, 2026-12-01), the aesthetic reward from the CLIP too; at smoke's size `mined`
-and the packing.
+Run so far: up to round 1 (docs/evidence.md, 2026-12-01), the aesthetic reward from the CLIP too; at smoke's size
+`mined` and the packing.
 """
 
 from ml_collections import config_dict
