@@ -2,7 +2,8 @@ r"""What weights/clip holds, from nothing: the tower that reward models start fr
 
   python -m seedream_jax.recipe --config experiments/recipes/clip.py --workdir out/clip
 
-Three quarters of an hour on two CPU cores. `clip.py:smoke` does it on less data, with fewer steps.
+Half an hour on two CPU cores for the tower, some minutes for its renders. `clip.py:smoke` does it on less data, with
+fewer steps.
 """
 
 from ml_collections import config_dict

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.models import text_to_image, variants
+from seedream_jax.models import variants
 from seedream_jax.stages import align, classify, reward
 
 
@@ -31,25 +31,12 @@ class ContrastConfig:
   noise_std: float = 0.1
 
 
-class Contrast:
-  """One player, the tower of stage reward. Reads `image_BHWC`, `llm_ids_BL` and `byt5_ids_BG`."""
-
-  players = ("tower",)
+class Contrast(reward.TowerStage):
+  """The tower on pictures and captions. Reads `image_BHWC`, `llm_ids_BL` and `byt5_ids_BG`."""
 
   def __init__(self, cfg: ContrastConfig, model: ConfigDict):
+    super().__init__(model)
     self.cfg = cfg
-    encoders = ConfigDict({name: model[name] for name in reward.ENCODERS})
-    self.model = text_to_image.TextToImage(encoders, trained=())
-    self._parts = {"tower": reward.part(self.model, model.tower), **self.model.parts}
-
-  def parts(self) -> dict[str, types.Part]:
-    """The tower and the encoders."""
-    return self._parts
-
-  def init(self, rng: jax.Array, frozen: dict[str, types.Params]) -> dict[str, types.Params]:
-    """A tower from scratch."""
-    del frozen
-    return {"tower": self._parts["tower"].init(rng)}
 
   def loss(
     self,
@@ -81,7 +68,7 @@ class Contrast:
     tower = self._parts["tower"].bind(params["tower"])
     pooled_BE = jax.lax.stop_gradient(reward.text_features(self.model, frozen, data))
     x_BP, y_BP = tower.image(image_BHWC), tower.text(pooled_BE)
-    same_BB = reward.same(data["llm_ids_BL"]) & reward.same(data["byt5_ids_BG"])
+    same_BB = reward.same_prompt(data)
     loss_B = align.contrastive_loss(x_BP, y_BP, tower.scale(), same_BB)
     weight = jnp.asarray(len(x_BP), jnp.float32)
 

@@ -110,15 +110,21 @@ def ranking_loss(score_BR: jax.Array) -> jax.Array:
   return jax.nn.softplus(score_BR[:, 1] - score_BR[:, 0])
 
 
-class Reward:
+def same_prompt(data) -> jax.Array:
+  """True where two prompts of a batch are one, [B, B], by the ids that its tower reads."""
+  if "tower_ids_BL" in data:
+    return _same(data["tower_ids_BL"])
+  return _same(data["llm_ids_BL"]) & _same(data["byt5_ids_BG"])
+
+
+class TowerStage:
   """One player, the tower; both text encoders are frozen, and there are none beside a published tower."""
 
   players = ("tower",)
 
-  def __init__(self, cfg: RewardConfig, model: ConfigDict):
-    self.cfg = cfg
-    self._published = two_tower.is_published(model.tower)
-    encoders = ConfigDict({name: model[name] for name in ENCODERS if not self._published})
+  def __init__(self, model: ConfigDict):
+    published = two_tower.is_published(model.tower)
+    encoders = ConfigDict({name: model[name] for name in ENCODERS if not published})
     self.model = text_to_image.TextToImage(encoders, trained=())
     self._parts = {"tower": part(self.model, model.tower), **self.model.parts}
 
@@ -130,6 +136,14 @@ class Reward:
     """A tower from scratch."""
     del frozen
     return {"tower": self._parts["tower"].init(rng)}
+
+
+class Reward(TowerStage):
+  """The tower on pairs."""
+
+  def __init__(self, cfg: RewardConfig, model: ConfigDict):
+    super().__init__(model)
+    self.cfg = cfg
 
   def loss(
     self,
@@ -156,7 +170,7 @@ class Reward:
       "scale": (scale(tower), jnp.ones(())),
     }
     if self.cfg.pair_weight:
-      pair_B = align.contrastive_loss(image_BP, text_BP, scale(tower), self._same_prompt(data))
+      pair_B = align.contrastive_loss(image_BP, text_BP, scale(tower), same_prompt(data))
       total_B = total_B + self.cfg.pair_weight * pair_B
       metrics["pair_loss"] = (jnp.sum(pair_B), weight)
     return types.Loss(jnp.sum(total_B), weight, metrics, {})
@@ -187,14 +201,8 @@ class Reward:
     score_BR = scale(tower) * jnp.einsum("brp,bp->br", image_BRP, text_BP)
     return score_BR, image_BRP[:, 0], text_BP
 
-  def _same_prompt(self, data) -> jax.Array:
-    if self._published:
-      return same(data["tower_ids_BL"])
-    return same(data["llm_ids_BL"]) & same(data["byt5_ids_BG"])
 
-
-def same(ids_BL: jax.Array) -> jax.Array:
-  """True where two texts of a batch have the same ids, [B, B]."""
+def _same(ids_BL: jax.Array) -> jax.Array:
   return jnp.all(ids_BL[:, None] == ids_BL[None], axis=-1)
 
 
