@@ -12,7 +12,7 @@ import hashlib
 import importlib.resources
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,7 @@ def run_suite(
   ceilings: Mapping[str, Mapping[str, float]],
   images_per_prompt: int = 1,
   batch_size: int = 32,
+  alike: Callable[[Prompt], Hashable] = lambda prompt: None,
   distribution: Distribution | None = None,
   progress: Callable[[Sequence], Sequence] = iter,
 ) -> Result:
@@ -111,6 +112,7 @@ def run_suite(
     ceilings: {metric: {"value", "n"}} on ground truth of these prompts, from `measure_ceilings`.
     images_per_prompt: with different noise.
     batch_size: images per call of sample_fn; the last call of a size may be smaller.
+    alike: prompts share a call only where this is equal; a sampler that pads says here what it pads to.
     distribution: enables the FD-judge.
     progress: wraps the list of batches, tqdm for one.
   """
@@ -125,7 +127,7 @@ def run_suite(
   jobs = jobs_of(prompts, images_per_prompt)
   images: list[np.ndarray] = [np.empty(0)] * len(jobs)
   features = []
-  for members in progress(list(_batches(jobs, batch_size))):
+  for members in progress(list(_batches(jobs, batch_size, alike))):
     chosen = [jobs[i] for i in members]
     got = np.asarray(sample_fn([p for p, _ in chosen], np.array([s for _, s in chosen], np.int64)))
     _check(got, chosen)
@@ -317,12 +319,14 @@ def _intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, stats.Interval]:
   return out
 
 
-def _batches(jobs: Sequence[tuple[Prompt, int]], batch_size: int) -> Iterator[list[int]]:
-  """Indices of jobs of one image size, batch by batch."""
-  by_size: dict[tuple[int, ...], list[int]] = {}
+def _batches(
+  jobs: Sequence[tuple[Prompt, int]], batch_size: int, alike: Callable[[Prompt], Hashable]
+) -> Iterator[list[int]]:
+  """Indices of jobs of one image size and of prompts that are alike, batch by batch."""
+  groups: dict[Hashable, list[int]] = {}
   for i, (prompt, _) in enumerate(jobs):
-    by_size.setdefault(tuple(prompt["scene"]["size"]), []).append(i)
-  for members in by_size.values():
+    groups.setdefault((tuple(prompt["scene"]["size"]), alike(prompt)), []).append(i)
+  for members in groups.values():
     for start in range(0, len(members), batch_size):
       yield members[start : start + batch_size]
 

@@ -121,6 +121,14 @@ class Pipeline:
       self.tokenizer, prompts, self.text_buckets[-1], self.glyph_bytes
     )
 
+  def text_bucket(self, prompt: str) -> int:
+    """LLM tokens that the prompt is padded to; UserError for one that does not fit."""
+    ids, _ = self.tokens([prompt])
+    return self._bucket(ids[0])
+
+  def _bucket(self, ids: Sequence[int]) -> int:
+    return next(b for b in self.text_buckets if len(ids) <= b)
+
   def sample(
     self,
     prompts: Sequence[str],
@@ -139,7 +147,7 @@ class Pipeline:
     """
     self.stage.check_asked(options.aesthetics, options.negative)
     ids, glyphs = self.tokens(prompts)
-    buckets = [next(b for b in self.text_buckets if len(row) <= b) for row in ids]
+    buckets = [self._bucket(row) for row in ids]
     order = sorted(range(len(prompts)), key=lambda i: buckets[i])
     latents = np.zeros(noise_BHWC.shape, np.float32)
     images: list[np.ndarray | None] = [None] * len(prompts)

@@ -64,6 +64,7 @@ def score(
     prompts,
     images_per_prompt=request.images_per_prompt,
     batch_size=4 * options.batch_size,
+    alike=lambda prompt: model.text_bucket(prompt["prompt"]),  # a call pads each bucket apart
     progress=lambda batches: tqdm.tqdm(batches, desc=request.suite, unit="batch"),
     **judged,
   )

@@ -90,6 +90,19 @@ class SuitesTest(parameterized.TestCase):
       _run(shuffled, prompts, judges=judges).report["metrics"]["subject"]["value"], 0.0
     )
 
+  def test_calls_share_what_is_alike_and_rows_keep_the_order(self):
+    prompts = _prompts(3)
+    plain = _run(_marks(1), prompts, batch_size=4)
+    calls = []
+
+    def sample(batch, seeds):
+      calls.append([p["lang"] for p in batch])
+      return _marks(1)(batch, seeds)
+
+    grouped = _run(sample, prompts, batch_size=4, alike=lambda prompt: prompt["lang"])
+    self.assertEqual(sorted(calls), [["en"] * 3, ["zh"] * 3])
+    self.assertEqual(grouped.rows, plain.rows)
+
   def test_a_judge_below_its_ceiling_is_refused(self):
     prompts = _prompts()
     for value, reported in ((0.96, False), (0.97, True)):

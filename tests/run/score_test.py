@@ -29,7 +29,11 @@ class _Painter:
   def noise(self, ids, size, seed):
     return np.zeros((1, 8, 8, 1), np.float32)
 
+  def text_bucket(self, said):
+    return len(said) > 20
+
   def sample(self, said, noise, options):
+    assert len(set(map(self.text_bucket, said))) == 1, "prompts that are padded apart share a call"
     images = np.stack([self._image[p] for p in said])
     return (images if self._right else np.zeros_like(images)), noise
 
