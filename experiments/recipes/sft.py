@@ -10,8 +10,9 @@ weights:
   balanced   and what data_pipelines.resample draws from it and from continued training's data, every subject alike
   negatives  and the model's own pictures, labelled as generated
 
-All are judged on `hard` with the labels at strength 1. `negatives` is judged at three guidance scales, with an empty
-branch, with the generated label in the branch, and with both. `sft.py:smoke` does it all on little. Not yet run.
+`negatives` is drawn with an empty branch in the guidance, with the generated label there, and with both, each at three
+scales on the prompts of split val; each branch at its own best then goes to `hard`, as do the other arms. Labels are at
+strength 1 throughout. `sft.py:smoke` does it all on little.
 """
 
 from ml_collections import config_dict
@@ -22,13 +23,14 @@ from experiments.recipes import ct
 W = "{workdir}"
 POSTERS = ct.POSTERS
 ARMS = dict(curated="balanced=none,negatives=none", balanced="negatives=none", negatives="")
-BRANCHES = ("empty", "generated", "empty_generated")
 GUIDANCE = (2, 4, 6)
+BEST = dict(empty=4, generated=4, empty_generated=4)  # of GUIDANCE, on val
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(auto=24_000, hand=8_000, curated=4_000, balanced=8_000, sets=1_000, ct=ct.STEPS, sft=1_000, pictures=5,
-           seeds=(0, 1)),
-  "smoke": dict(auto=2_048, hand=1_024, curated=512, balanced=512, sets=32, ct=20, sft=20, pictures=1, seeds=(0,)),
+           asked=0, seeds=(0, 1)),
+  "smoke": dict(auto=2_048, hand=1_024, curated=512, balanced=512, sets=32, ct=20, sft=20, pictures=1,
+                asked=24, seeds=(0,)),
 }  # fmt: skip
 
 
@@ -74,10 +76,10 @@ def get_config(arg=None):
     raise ValueError(f"{arg!r}: expected nothing or smoke")
   size = config_dict.ConfigDict(SCALES[arg or ""])
 
-  def judge(name, workdir, rest=""):
+  def judge(name, workdir, rest="", suite="hard", pictures=size.pictures):
     return step(
       f"judge_{name}",
-      f"seedream_jax.evaluate --workdir {workdir} --suite hard --images_per_prompt {size.pictures} "
+      f"seedream_jax.evaluate --workdir {workdir} --suite {suite} --images_per_prompt {pictures} --num {size.asked} "
       f"--solver dpmpp2m --steps 10 --classifier '' --aesthetics 1 --out {W}/{name}.json {rest}",
     )
 
@@ -96,13 +98,42 @@ def get_config(arg=None):
     f"seedream_jax.train --config experiments/ct.py:nano,content=latent,auto={W}/auto,val={W}/auto,"
     f"hand={W}/hand,steps={size.ct} --workdir {W}/ct"
   )
+
+  def trials():
+    """Each branch at each scale, on prompts that nothing else is judged on."""
+    yield step("prompts", f"{POSTERS} --prompts val --out {W}/prompts")
+    for branch in BEST:
+      for guidance in GUIDANCE:
+        rest = f"--prompts {W}/prompts --negative {branch} --guidance {guidance}"
+        name, arm = f"val-{branch}-{guidance}", f"{W}/negatives-{size.seeds[0]}"
+        yield judge(name, arm, rest, suite="val", pictures=1)
+
   steps = [*data(size), step("ct", train_ct), *negatives(size), judge("ct", f"{W}/ct")]
   for seed in size.seeds:
     for arm in ("curated", "balanced"):
       steps += [tune(arm, seed), judge(f"{arm}-{seed}", f"{W}/{arm}-{seed}")]
     steps.append(tune("negatives", seed))
-    for branch in BRANCHES:
-      for guidance in GUIDANCE:
-        rest = f"--negative {branch} --guidance {guidance}"
-        steps.append(judge(f"{branch}-{guidance}-{seed}", f"{W}/negatives-{seed}", rest))
-  return config_dict.create(steps=tuple(steps))
+    if seed == size.seeds[0]:
+      steps += trials()
+    for branch, guidance in BEST.items():
+      rest = f"--negative {branch} --guidance {guidance}"
+      steps.append(judge(f"{branch}-{seed}", f"{W}/negatives-{seed}", rest))
+  return config_dict.create(steps=(*steps, compared(size)))
+
+
+def compared(size):
+  """The table: what each arm changes, seed by seed."""
+  compare = (
+    "ct:curated-@",
+    "ct:balanced-@",
+    "curated-@:balanced-@",
+    "balanced-@:empty-@",
+    "empty-@:generated-@",
+    "empty-@:empty_generated-@",
+    "ct:empty_generated-@",
+  )
+  return step(
+    "compared",
+    f"benchmarks.arms --folder {W} --seeds {','.join(map(str, size.seeds))} "
+    f"--metrics aes,subject,count,place,R_a {' '.join(f'--compare {c}' for c in compare)} --out {W}/arms.json",
+  )
