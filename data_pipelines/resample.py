@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,14 @@ def draw(values: list[str], num: int, power: float, seed: int) -> np.ndarray:
   return np.sort(order[np.minimum(picked, len(values) - 1)])
 
 
+def repeated_id(ident: int, times: int) -> int:
+  """The id of a record that has been drawn `times` times before; 62 bits, as the other pipelines' ids."""
+  if not times:
+    return ident
+  digest = hashlib.blake2b(f"{ident}/{times}".encode(), digest_size=8).digest()
+  return int.from_bytes(digest, "big") >> 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Resampled:
   """The records drawn from several splits, for `builder.build`.
@@ -77,17 +86,33 @@ class Resampled:
   description = "Records drawn anew from other data sets; see manifest.json."
 
   @functools.cached_property
-  def values(self) -> list[str]:
-    """Of every record of the union, in order."""
-    rows = (record for split in self.splits for record in records.iterate(split, "scene"))
+  def _union(self) -> list[tuple[int, str]]:
+    """(id, value) of every record of the union, in order."""
+    rows = (record for split in self.splits for record in records.iterate(split, "id", "scene"))
     total = sum(map(len, self.splits))
     bar = tqdm.tqdm(rows, total=total, unit="rec", desc="scenes")
-    return [value_at(json.loads(row["scene"] or b"{}"), self.by) for row in bar]
+    return [(row["id"], value_at(json.loads(row["scene"] or b"{}"), self.by)) for row in bar]
+
+  @functools.cached_property
+  def values(self) -> list[str]:
+    """Of every record of the union, in order."""
+    return [value for _, value in self._union]
 
   @functools.cached_property
   def picks(self) -> np.ndarray:
     """Rows of the union."""
     return draw(self.values, self.num, self.power, self.seed)
+
+  @functools.cached_property
+  def ids(self) -> list[int]:
+    """Of every draw: its source's, and a new one for each repetition, since an id keys the noise."""
+    seen: collections.Counter[int] = collections.Counter()
+    out = []
+    for row in self.picks:
+      ident = int(self._union[row][0])
+      out.append(repeated_id(ident, seen[ident]))
+      seen[ident] += 1
+    return out
 
   @functools.cached_property
   def _open(self) -> list[tuple[Any, Any]]:
@@ -98,7 +123,6 @@ class Resampled:
   def describe(self) -> dict[str, Any]:
     """Everything the records depend on, and what is shown how often."""
     after = collections.Counter(self.values[row] for row in self.picks)
-    models = {k: v for k, v in self.splits[0].manifest().items() if k in ("vae", "llm")}
     return {
       "sources": [[split.spec, split.fingerprint()] for split in self.splits],
       "content": self.splits[0].content,
@@ -108,7 +132,6 @@ class Resampled:
       "picks_sha256": hashlib.sha256(self.picks.tobytes()).hexdigest(),
       "before": dict(sorted(collections.Counter(self.values).items())),
       "after": dict(sorted(after.items())),
-      **models,
     }
 
   def schema(self):
@@ -116,13 +139,14 @@ class Resampled:
     return records.features(self.splits[0].content)
 
   def example(self, index: int) -> dict[str, Any]:
-    """Draw `index`; its id is its source's, so a record drawn twice has one id and its noise at another step."""
+    """Draw `index`."""
     row = int(self.picks[index])
     for split, (files, parse) in zip(self.splits, self._open):
       if row < len(split):
         record = parse(files[row])
         break
       row -= len(split)
+    record["id"] = self.ids[index]
     captions = record["captions"]
     record["captions"] = [dict(zip(captions, values)) for values in zip(*captions.values())]
     if "image_png" in record:
@@ -141,24 +165,34 @@ def define_flags() -> None:
   flags.DEFINE_string("out", None, "Folder of the data set.", required=True)
 
 
-def main(argv: list[str]) -> None:
-  """Writes the data set."""
-  del argv
-  values = flags.FLAGS
-  if not values.data:
+def open_sources(specs: Sequence[str]) -> tuple[records.Split, ...]:
+  """The splits named FOLDER:SPLIT; UserError where their records do not mix."""
+  if not specs:
     raise types.UserError("--data: not given; expected FOLDER:SPLIT, once or more")
-  cli.check_out("--out", values.out, folder=True)
-  splits = tuple(records.open_split(spec) for spec in values.data)
-  if len({(split.content, str(split.manifest().get("vae"))) for split in splits}) > 1:
+  splits = tuple(records.open_split(spec) for spec in specs)
+  if len({(split.content, str(split.encoders())) for split in splits}) > 1:
     raise types.UserError(
       "--data: pictures and latents, or latents of several VAEs; expected one kind"
     )
   if any(split.text_features for split in splits):
     raise types.UserError("--data: holds LLM features; resample first, then encode with --llm")
+  return splits
+
+
+def plan(source: Resampled) -> builder.Plan:
+  """What to build: latents keep the name of their VAE, so that they may be mixed with what they came from."""
+  return builder.Plan(source, source.num, encoders=source.splits[0].encoders())
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the data set."""
+  del argv
+  values = flags.FLAGS
+  cli.check_out("--out", values.out, folder=True)
+  splits = open_sources(values.data)
   source = Resampled(splits, values.split, values.by, values.num, values.power, values.seed)
-  plan = builder.Plan(source, values.num)
-  with tqdm.tqdm(total=plan.num, unit="rec", desc="resample") as bar:
-    report = builder.build(plan, values.out, progress=bar.update)
+  with tqdm.tqdm(total=source.num, unit="rec", desc="resample") as bar:
+    report = builder.build(plan(source), values.out, progress=bar.update)
   kinds = len(source.describe()["after"])
   print(
     f"{values.out}: {report.records} records, {report.kept} kept, {kinds} values of {values.by}"

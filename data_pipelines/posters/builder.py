@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
@@ -45,11 +45,19 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How much of a source one split will hold."""
+  """How much of a source one split will hold.
+
+  Attributes:
+    source: where the records come from.
+    num: records.
+    shard_size: most records of a file.
+    encoders: what the manifest says, for all splits, of the models that made latents or features; {} of pictures.
+  """
 
   source: Source
   num: int
   shard_size: int = 4096
+  encoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def num_shards(self) -> int:
@@ -194,6 +202,8 @@ def _check_manifest(folder: pathlib.Path, plan: Plan) -> dict[str, Any]:
     raise types.UserError(
       f"{folder}: holds {manifest['dataset']}, not {dataset}; give another --out"
     )
+  if manifest["splits"] and (differs := _unequal(manifest, plan.encoders)):
+    raise types.UserError(f"{folder}: its records have another {differs}; give another --out")
   want = plan.describe()
   for other in manifest["splits"].values():
     for key in _SHARED:
@@ -210,6 +220,12 @@ def _check_manifest(folder: pathlib.Path, plan: Plan) -> dict[str, Any]:
   return manifest
 
 
+def _unequal(manifest: Mapping[str, Any], encoders: Mapping[str, Any]) -> str:
+  """The first key of either that the two do not say alike, or ""."""
+  keys = (*records.ENCODERS, *encoders)
+  return next((key for key in keys if manifest.get(key) != encoders.get(key)), "")
+
+
 def _difference(key: str, old: Any, new: Any) -> str:
   if not isinstance(old, dict) or not isinstance(new, dict):
     return f"built with {key} {old!r}, asked {new!r}"
@@ -222,7 +238,7 @@ def _commit(folder: pathlib.Path, plan: Plan, manifest: dict[str, Any]) -> None:
   receipts = [_receipt(folder, plan, shard) for shard in range(plan.num_shards)]
   shards = [[r["records"], r["bytes"]] for r in receipts]
   manifest["splits"][plan.source.split] = {**plan.describe(), "shards": shards}
-  _write_json(folder / records.MANIFEST, manifest)
+  _write_json(folder / records.MANIFEST, manifest | plan.encoders)
   counts = {k: [tuple(s) for s in split["shards"]] for k, split in manifest["splits"].items()}
   source = plan.source
   records.write_metadata(str(folder), source.dataset, source.schema(), counts, source.description)

@@ -28,6 +28,13 @@ LANGS = ("zh", "en")
 KINDS = ("short", "long", "artistic", "textual", "surreal", "label")
 CONTENTS = ("image", "latent", "images", "latents")
 MANIFEST = "manifest.json"  # what a pipeline says of the data set it wrote: sources, seeds, hashes
+ENCODERS = (
+  "vae_sha256",
+  "vae",
+  "crop",
+  "tokenizer_sha256",
+  "llm",
+)  # its keys of what made latents and features
 
 _SPLIT = re.compile(r"^(?P<path>.+):(?P<split>[A-Za-z_]\w*(\[[^\]]*\])?)$")
 _EDGE = (
@@ -147,6 +154,11 @@ class Split:
     """What the pipeline that wrote the data set says of it; {} where it wrote nothing."""
     path = pathlib.Path(self.directory, MANIFEST)
     return json.loads(path.read_text()) if path.exists() else {}
+
+  def encoders(self) -> dict[str, Any]:
+    """What the manifest says of the models and the crop behind latents and features; {} of pictures."""
+    manifest = self.manifest()
+    return {key: manifest[key] for key in ENCODERS if key in manifest}
 
   @functools.cached_property
   def empty_features(self) -> np.ndarray:
