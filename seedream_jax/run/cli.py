@@ -4,10 +4,12 @@ import contextlib
 import ctypes
 import difflib
 import fcntl
+import glob
 import importlib.metadata
 import importlib.util
 import logging as py_logging
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -22,6 +24,8 @@ from seedream_jax.engine import distributed
 _COMPILE_CACHE = "~/.cache/seedream_jax/xla"
 # Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
 _CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+# Where JAX itself looks for TPUs.
+_PCI_VENDORS, _GOOGLE = "/sys/bus/pci/devices/*/vendor", "0x1ae0"
 # mallopt's M_TRIM_THRESHOLD never, M_MMAP_MAX no block of its own, M_ARENA_MAX one (numbers of malloc.h).
 _KEEP_FREED = ((-1, -1), (-4, 0), (-8, 1))
 
@@ -150,10 +154,14 @@ def keep_freed_memory() -> None:
 
 
 def _may_have_accelerator() -> bool:
-  """Whether a plugin for one is installed; asking JAX would start it, before hosts have found each other."""
-  return bool(
-    importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
-  )
+  """Whether a plugin or a TPU is there; asking JAX would start it, before hosts have found each other.
+
+  libtpu alone, with which a laptop plans for a pod, is no accelerator: JAX would load it in vain, and it complains.
+  """
+  if importlib.util.find_spec("jax_plugins") or "TPU_WORKER_HOSTNAMES" in os.environ:
+    return True
+  vendors = [pathlib.Path(path).read_text().strip() for path in glob.glob(_PCI_VENDORS)]
+  return bool(importlib.metadata.entry_points(group="jax_plugins")) or _GOOGLE in vendors
 
 
 def prepare_jax() -> None:
@@ -162,7 +170,9 @@ def prepare_jax() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_CPU_XLA_FLAG}".strip()
   import jax  # after XLA_FLAGS
 
-  if jax.config.jax_platforms == "cpu" or not _may_have_accelerator():
+  if not jax.config.jax_platforms and not _may_have_accelerator():
+    jax.config.update("jax_platforms", "cpu")
+  if jax.config.jax_platforms == "cpu":
     keep_freed_memory()
   if not jax.config.jax_compilation_cache_dir:  # of JAX_COMPILATION_CACHE_DIR
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE))

@@ -1,10 +1,17 @@
 """Settings of a verb's start."""
 
+import importlib.metadata
+import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
+from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
+
+from seedream_jax.run import cli
 
 _CODE = """
 import resource
@@ -40,9 +47,26 @@ def _faults(how: str) -> int:
   return int(done.stdout.split()[-1])
 
 
-class PrepareJaxTest(absltest.TestCase):
+class PrepareJaxTest(parameterized.TestCase):
   def test_steps_use_the_memory_of_those_before(self):
     self.assertLess(2 * _faults("prepared"), _faults("bare"))
+
+  @parameterized.named_parameters(
+    ("a virtual machine", ("0x1af4", "0x8086"), {}, False),
+    ("a TPU", ("0x1af4", "0x1ae0"), {}, True),
+    ("a host of a pod, its bus hidden", (), {"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+  )
+  def test_libtpu_is_no_accelerator_without_a_tpu(self, vendors, env, want):
+    root = self.enterContext(tempfile.TemporaryDirectory())
+    for i, vendor in enumerate(vendors):
+      pathlib.Path(root, f"{i}.vendor").write_text(f"{vendor}\n")
+    with (
+      mock.patch.object(cli, "_PCI_VENDORS", f"{root}/*.vendor"),
+      mock.patch.object(importlib.util, "find_spec", lambda name: name == "libtpu" or None),
+      mock.patch.object(importlib.metadata, "entry_points", lambda **_: []),
+      mock.patch.dict(os.environ, env),
+    ):
+      self.assertEqual(cli._may_have_accelerator(), want)
 
 
 if __name__ == "__main__":
