@@ -29,6 +29,7 @@ setuptools.setup(
     "einops>=0.8,<0.9",
     "safetensors>=0.6,<1",
     "pillow>=11",
+    "threadpoolctl>=3.5,<4",
     "tqdm>=4.66",
     "tensorboardX>=2.6.4,<3",
     "emoji>=2.14",  # Unicode CLDR names of the poster subjects, in English and Chinese

@@ -21,7 +21,6 @@ THRESHOLDS = {"color": 1.11, "lighting": 0.09, "texture": 2.5, "composition": 12
 SUMMED = ("color", "lighting", "composition")  # the nano VAE keeps no grain: texture stands apart
 _LEAST_SATURATION = 0.5  # of the colour named: to a pale one, its own jitter does as much
 _GROUND = 24.0  # RGB distance from the ground's plane, within which a pixel belongs to it
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def measure(image_HW3: np.ndarray, color: str | None) -> dict[str, float]:
@@ -36,10 +35,10 @@ def measure(image_HW3: np.ndarray, color: str | None) -> dict[str, float]:
     and (named := _saturation(np.float32(pixels.PALETTE[color]))) > _LEAST_SATURATION
   ):
     out["color"] = _saturation(np.median(plane.reshape(-1, 3), axis=0)) / named
-  luma_HW = plane @ _LUMA
+  luma_HW = plane @ pixels.LUMA
   out["lighting"] = float((luma_HW.max() - luma_HW.min()) / max(luma_HW.mean(), 1.0))
-  out["texture"] = _grain((inner - plane) @ _LUMA, ground_HW)
-  out["composition"] = _frame(image @ _LUMA, luma_HW)
+  out["texture"] = _grain((inner - plane) @ pixels.LUMA, ground_HW)
+  out["composition"] = _frame(image @ pixels.LUMA, luma_HW)
   return out
 
 
@@ -55,7 +54,7 @@ def outcomes(image_HW3: np.ndarray, scene: Mapping) -> dict[str, tuple[float, fl
 
 def _saturation(rgb: np.ndarray) -> float:
   """Distance from grey of equal luma, in lumas: light that scales all channels does not change it."""
-  luma = float(rgb @ _LUMA)
+  luma = float(rgb @ pixels.LUMA)
   return float(np.linalg.norm(rgb - luma)) / max(luma, 1.0)
 
 

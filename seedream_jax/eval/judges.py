@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import threadpoolctl
 
 from seedream_jax.eval import aesthetics, matched, ocr, pixels, templates
 
@@ -86,6 +87,22 @@ class Judges:
   def judge(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Outcomes]:
     """The outcomes of each uint8 image for its prompt."""
     readings = self.read(images, prompts)
+    with threadpoolctl.threadpool_limits(
+      1
+    ):  # NumPy's threads take twice the CPU for the same time, and fight others
+      out = self._seen(images, prompts, readings)
+    if self._second is not None:
+      for outcomes, more in zip(out, self._second.judge(images, prompts)):
+        outcomes |= more
+    return out
+
+  def _seen(
+    self,
+    images: Sequence[np.ndarray],
+    prompts: Sequence[Prompt],
+    readings: Sequence[str | None],
+  ) -> list[Outcomes]:
+    """The outcomes of every image but classifier B's."""
     out = []
     for image, prompt, reading in zip(images, prompts, readings):
       scene = prompt["scene"]
@@ -96,9 +113,6 @@ class Judges:
           ocr.fold(scene["text"]["content"]), reading, scene["text"]["lang"]
         )
       out.append(outcomes)
-    if self._second is not None:
-      for outcomes, more in zip(out, self._second.judge(images, prompts)):
-        outcomes |= more
     return out
 
   def read(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[str | None]:
@@ -115,11 +129,12 @@ class Judges:
   def _pictured(
     self, image: np.ndarray, scene: Scene, lang: str
   ) -> Iterator[tuple[str, tuple[float, float]]]:
-    zone = None if scene["text"] is None else text_zone(scene)
-    if scene["subjects"]:
-      found = self._filter.detect(image, style=scene["style"], text_box=zone, least=FOUND_LEAST)
-      yield from subject_outcomes(found, scene, image.shape[:2], lang)
     background, text = scene["background"], scene["text"]
+    zone = None if text is None else text_zone(scene)
+    if scene["subjects"]:
+      lit = pixels.evenly_lit(image) if background["kind"] == "solid" else image
+      found = self._filter.detect(lit, style=scene["style"], text_box=zone, least=FOUND_LEAST)
+      yield from subject_outcomes(found, scene, image.shape[:2], lang)
     ground = pixels.background(image)
     if background["kind"] == "solid":
       right = self._name(np.median(ground.reshape(-1, 3), axis=0)) == background["color"]

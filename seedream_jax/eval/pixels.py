@@ -25,6 +25,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
   "navy": (28, 44, 92),
 }
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _RGB_TO_XYZ = np.array(
   [
     [0.4124564, 0.3575761, 0.1804375],
@@ -53,6 +54,17 @@ def background(image_HW3: np.ndarray, rounds: int = 6) -> np.ndarray:
     fit = basis @ np.linalg.solve(basis.T @ weighted + ridge, weighted.T @ pixels)
     scale = max(scale * 0.8, 16.0)
   return fit.reshape(height, width, 3)
+
+
+def evenly_lit(image_HW3: np.ndarray) -> np.ndarray:
+  """The image with its light evened out, uint8: each pixel by how bright the ground is there, 1 in the middle.
+
+  For grounds of one colour; two colours that run into each other are no light. Without it a sprite of given colours is
+  missed where a light falls on it.
+  """
+  luma_HW = np.maximum(background(image_HW3) @ LUMA, 1.0)
+  light_HW = np.clip(luma_HW / np.median(luma_HW), 0.5, 2.0)
+  return np.clip(image_HW3 / light_HW[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
 def mode(pixels: np.ndarray) -> np.ndarray:
