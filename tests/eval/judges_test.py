@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy import ndimage
 
 from seedream_jax.eval import judges, matched, ocr
 from tests.eval import tiny
@@ -166,6 +167,19 @@ class PictureTest(parameterized.TestCase):
     image = tiny.draw({**self.scene, "subjects": [{**self.scene["subjects"][0], "emoji": "🐉"}]})
     got = self._judge(image, self.scene)
     self.assertEqual((got["subject"][0], got["count"][0], got["place"][0]), (0.0, 1.0, 0.0))
+
+  def test_light_hides_no_subject(self):
+    y, x = np.mgrid[0:64, 0:64] / 64
+    light = 1.12 - 0.45 * np.hypot(y - 0.1, x - 0.15)
+    asked = [
+      tiny.scene(color=color, subjects=[(emoji, 28, (46, 46), "bottom")])
+      for emoji in tiny.SUBJECTS
+      for color in tiny.COLORS
+    ]
+    lit = [np.rint(tiny.draw(scene) * light[..., None]).clip(0, 255) for scene in asked]
+    blurred = [ndimage.gaussian_filter(image, (0.9, 0.9, 0)).astype(np.uint8) for image in lit]
+    found = [self._judge(*pair)["subject"][0] for pair in zip(blurred, asked)]
+    self.assertEqual(np.mean(found), 1.0)  # of sprites compared as they are, 0.886
 
   def test_misread_text_fails_only_text(self):
     got = self._judge(self.image, self.scene, reading="春大")

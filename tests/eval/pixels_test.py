@@ -17,6 +17,18 @@ class PixelsTest(parameterized.TestCase):
     got = pixels.background(np.rint(image).astype(np.uint8))
     np.testing.assert_allclose(got, want, atol=2.0)
 
+  def test_light_is_evened_out_and_even_light_left_alone(self):
+    y, x = np.mgrid[0:64, 0:64] / 64
+    light = 1.12 - 0.3 * np.hypot(y - 0.1, x - 0.85)
+    image = np.broadcast_to(np.float32((200, 120, 60)), (64, 64, 3)).copy()
+    image[30:50, 8:28] = (40, 60, 160)
+    lit = np.rint(image * light[..., None]).astype(np.uint8)
+    got = pixels.evenly_lit(lit).astype(np.float32)
+    for part, want in ((np.s_[:24], (200, 120, 60)), (np.s_[30:50, 8:28], (40, 60, 160))):
+      spread = [(x[part] / np.float32(want)).mean(-1).std() for x in (got, lit)]
+      self.assertLess(spread[0], 0.6 * spread[1], part)  # a plane is no circle of light
+    np.testing.assert_allclose(pixels.evenly_lit(image.astype(np.uint8)), image, atol=1.0)
+
   def test_mode_is_the_commonest_not_the_mean(self):
     image = np.concatenate([np.full((7, 3), 30), np.full((5, 3), 200)]).astype(np.uint8)
     np.testing.assert_allclose(pixels.mode(image), (30, 30, 30))
