@@ -6,9 +6,11 @@ Continued training with labels (recipes/ct.py) comes first. The curated set is s
 subjects, every axis positive in 19 of 20 pictures, half of them in a style. Arms, all of the same steps from the same
 weights:
 
-  curated    the curated set alone
-  balanced   and what data_pipelines.resample draws from it and from continued training's data, every subject alike
-  negatives  and the model's own pictures, labelled as generated
+  curated       the curated set alone
+  negatives     and what data_pipelines.resample draws from it and from continued training's data, every subject alike;
+                and the model's own pictures, labelled as generated
+  hot_curated   as curated, at three times the rate: enough to forget what the set does not show
+  hot_balanced  and what resample draws
 
 `negatives` is drawn with an empty branch in the guidance, with the generated label there, and with both, each at three
 scales on the prompts of split val; each branch at its own best then goes to `hard`, as do the other arms. Labels are at
@@ -22,7 +24,13 @@ from experiments.recipes import ct
 
 W = "{workdir}"
 POSTERS = ct.POSTERS
-ARMS = dict(curated="balanced=none,negatives=none", balanced="negatives=none", negatives="")
+HOT = "--config.optim.lr=3e-4"  # thrice experiments/sft.py's
+ARMS = {  # options of the config, and of the command
+  "curated": ("balanced=none,negatives=none", ""),
+  "negatives": ("", ""),
+  "hot_curated": ("balanced=none,negatives=none", HOT),
+  "hot_balanced": ("negatives=none", HOT),
+}
 GUIDANCE = (2, 4, 6)
 BEST = dict(empty=4, generated=4, empty_generated=4)  # of GUIDANCE, on val
 
@@ -86,12 +94,13 @@ def get_config(arg=None):
   def tune(arm, seed):
     sets = ",".join(f"{name}={W}/{name}" for name in ("curated", "balanced", "negatives"))
     # Of an option given twice the last counts.
-    options = ",".join(filter(None, (sets, ARMS[arm])))
+    options, rest = ARMS[arm]
+    options = ",".join(filter(None, (sets, options)))
     return step(
       f"{arm}_{seed}",
       f"seedream_jax.train --config experiments/sft.py:nano,content=latent,{options},val={W}/auto,"
       f"init={W}/ct/weights,steps={size.sft} --config.seed={seed} --config.data.streams.train.seed={seed} "
-      f"--workdir {W}/{arm}-{seed}",
+      f"--workdir {W}/{arm}-{seed} {rest}".strip(),
     )
 
   train_ct = (
@@ -110,9 +119,10 @@ def get_config(arg=None):
 
   steps = [*data(size), step("ct", train_ct), *negatives(size), judge("ct", f"{W}/ct")]
   for seed in size.seeds:
-    for arm in ("curated", "balanced"):
-      steps += [tune(arm, seed), judge(f"{arm}-{seed}", f"{W}/{arm}-{seed}")]
-    steps.append(tune("negatives", seed))
+    for arm in ARMS:
+      steps.append(tune(arm, seed))
+      if arm != "negatives":
+        steps.append(judge(f"{arm}-{seed}", f"{W}/{arm}-{seed}"))
     if seed == size.seeds[0]:
       steps += trials()
     for branch, guidance in BEST.items():
@@ -125,12 +135,12 @@ def compared(size):
   """The table: what each arm changes, seed by seed."""
   compare = (
     "ct:curated-@",
-    "ct:balanced-@",
-    "curated-@:balanced-@",
-    "balanced-@:empty-@",
+    "ct:empty-@",
+    "ct:hot_curated-@",
+    "ct:hot_balanced-@",
+    "hot_curated-@:hot_balanced-@",
     "empty-@:generated-@",
     "empty-@:empty_generated-@",
-    "ct:empty_generated-@",
   )
   return step(
     "compared",
