@@ -14,7 +14,8 @@ weights:
 
 `negatives` is drawn with an empty branch in the guidance, with the generated label there, and with both, each at three
 scales on the prompts of split val; each branch at its own best then goes to `hard`, as do the other arms. Labels are at
-strength 1 throughout. `sft.py:smoke` does it all on little.
+strength 1 throughout. `sft.py:smoke` does it all on little. Run so far: seed 0, its commands one by one, without the
+trials of `generated` (docs/evidence.md, 2026-12-01); smoke up to its trials.
 """
 
 from ml_collections import config_dict
@@ -32,7 +33,7 @@ ARMS = {  # options of the config, and of the command
   "hot_balanced": ("negatives=none", HOT),
 }
 GUIDANCE = (2, 4, 6)
-BEST = dict(empty=4, generated=4, empty_generated=4)  # of GUIDANCE, on val
+BEST = dict(empty=4, generated=4, empty_generated=4)  # of GUIDANCE, on val: tried for empty alone
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(auto=24_000, hand=8_000, curated=4_000, balanced=8_000, sets=1_000, ct=ct.STEPS, sft=1_000, pictures=5,

@@ -87,9 +87,8 @@ class Judges:
   def judge(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Outcomes]:
     """The outcomes of each uint8 image for its prompt."""
     readings = self.read(images, prompts)
-    with threadpoolctl.threadpool_limits(
-      1
-    ):  # NumPy's threads take twice the CPU for the same time, and fight others
+    # NumPy's own threads take twice the CPU for the same time, and fight others for it.
+    with threadpoolctl.threadpool_limits(1):
       out = self._seen(images, prompts, readings)
     if self._second is not None:
       for outcomes, more in zip(out, self._second.judge(images, prompts)):
