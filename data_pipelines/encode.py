@@ -301,7 +301,7 @@ def _check_manifest(folder: pathlib.Path, plan: Plan) -> None:
     return
   manifest = json.loads(path.read_text())
   models = json.loads(json.dumps(plan.models()))  # as JSON has them: a tuple is a list
-  for key in sorted({*models, "llm", "tokenizer_sha256"}):
+  for key in sorted(records.ENCODERS):
     if manifest.get(key) != models.get(key):
       raise types.UserError(
         f"--out {folder}: holds {key} {_short(manifest.get(key))}, this run has "

@@ -139,7 +139,7 @@ class Resampled:
     return records.features(self.splits[0].content)
 
   def example(self, index: int) -> dict[str, Any]:
-    """Draw `index`."""
+    """Draw `index`: a record of the union, under the draw's id."""
     row = int(self.picks[index])
     for split, (files, parse) in zip(self.splits, self._open):
       if row < len(split):

@@ -51,7 +51,7 @@ class Plan:
     source: where the records come from.
     num: records.
     shard_size: most records of a file.
-    encoders: what the manifest says, for all splits, of the models that made latents or features; {} of pictures.
+    encoders: `records.Split.encoders`, which the manifest says for all splits; {} of pictures.
   """
 
   source: Source
@@ -222,8 +222,7 @@ def _check_manifest(folder: pathlib.Path, plan: Plan) -> dict[str, Any]:
 
 def _unequal(manifest: Mapping[str, Any], encoders: Mapping[str, Any]) -> str:
   """The first key of either that the two do not say alike, or ""."""
-  keys = (*records.ENCODERS, *encoders)
-  return next((key for key in keys if manifest.get(key) != encoders.get(key)), "")
+  return next((key for key in records.ENCODERS if manifest.get(key) != encoders.get(key)), "")
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

@@ -2,7 +2,7 @@ r"""Fine-tuning on a curated set that shows few things: what it costs, and what 
 
   python -m seedream_jax.recipe --config experiments/recipes/sft.py --workdir out/sft
 
-Continued training with labels (recipes/ct.py) comes first. The curated set is skewed on purpose: 8 of the world's 44
+Continued training with labels (recipes/ct.py) comes first. The curated set is skewed on purpose: 8 of the world's 64
 subjects, every axis positive in 19 of 20 pictures, half of them in a style. Arms, all of the same steps from the same
 weights:
 
@@ -35,7 +35,7 @@ ARMS = {  # options of the config, and of the command
 GUIDANCE = (2, 4, 6)
 BEST = dict(empty=4, generated=4, empty_generated=4)  # of GUIDANCE, on val: tried for empty alone
 
-SCALES = {  # of "smoke": the least that runs through
+SCALES = {  # of "smoke": the least that runs through; asked: prompts of a suite, 0 = all
   "": dict(auto=24_000, hand=8_000, curated=4_000, balanced=8_000, sets=1_000, ct=ct.STEPS, sft=1_000, pictures=5,
            asked=0, seeds=(0, 1)),
   "smoke": dict(auto=2_048, hand=1_024, curated=512, balanced=512, sets=32, ct=20, sft=20, pictures=1,
@@ -94,14 +94,13 @@ def get_config(arg=None):
 
   def tune(arm, seed):
     sets = ",".join(f"{name}={W}/{name}" for name in ("curated", "balanced", "negatives"))
-    # Of an option given twice the last counts.
     options, rest = ARMS[arm]
-    options = ",".join(filter(None, (sets, options)))
+    options = ",".join(filter(None, (sets, options)))  # of one given twice the last counts
     return step(
       f"{arm}_{seed}",
       f"seedream_jax.train --config experiments/sft.py:nano,content=latent,{options},val={W}/auto,"
       f"init={W}/ct/weights,steps={size.sft} --config.seed={seed} --config.data.streams.train.seed={seed} "
-      f"--workdir {W}/{arm}-{seed} {rest}".strip(),
+      f"--workdir {W}/{arm}-{seed} {rest}",
     )
 
   train_ct = (

@@ -131,8 +131,8 @@ class Judges:
     background, text = scene["background"], scene["text"]
     zone = None if text is None else text_zone(scene)
     if scene["subjects"]:
-      lit = pixels.evenly_lit(image) if background["kind"] == "solid" else image
-      found = self._filter.detect(lit, style=scene["style"], text_box=zone, least=FOUND_LEAST)
+      even_HW3 = pixels.evenly_lit(image) if background["kind"] == "solid" else image
+      found = self._filter.detect(even_HW3, style=scene["style"], text_box=zone, least=FOUND_LEAST)
       yield from subject_outcomes(found, scene, image.shape[:2], lang)
     ground = pixels.background(image)
     if background["kind"] == "solid":

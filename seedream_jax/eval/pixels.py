@@ -57,7 +57,7 @@ def background(image_HW3: np.ndarray, rounds: int = 6) -> np.ndarray:
 
 
 def evenly_lit(image_HW3: np.ndarray) -> np.ndarray:
-  """The image with its light evened out, uint8: each pixel by how bright the ground is there, 1 in the middle.
+  """The image with its light evened out, uint8: each pixel over the ground's brightness there, 1 at its median.
 
   For grounds of one colour; two colours that run into each other are no light. Without it a sprite of given colours is
   missed where a light falls on it.

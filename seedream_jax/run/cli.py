@@ -24,7 +24,7 @@ from seedream_jax.engine import distributed
 _COMPILE_CACHE = "~/.cache/seedream_jax/xla"
 # Batched matmuls and attention on CPU are faster through the library kernels; no effect elsewhere.
 _CPU_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
-# Where JAX itself looks for TPUs.
+# Where JAX itself looks for TPUs (jax/_src/hardware_utils.py), and the maker's PCI number.
 _PCI_VENDORS, _GOOGLE = "/sys/bus/pci/devices/*/vendor", "0x1ae0"
 # mallopt's M_TRIM_THRESHOLD never, M_MMAP_MAX no block of its own, M_ARENA_MAX one (numbers of malloc.h).
 _KEEP_FREED = ((-1, -1), (-4, 0), (-8, 1))
@@ -158,14 +158,17 @@ def _may_have_accelerator() -> bool:
 
   libtpu alone, with which a laptop plans for a pod, is no accelerator: JAX would load it in vain, and it complains.
   """
-  if importlib.util.find_spec("jax_plugins") or "TPU_WORKER_HOSTNAMES" in os.environ:
-    return True
   vendors = [pathlib.Path(path).read_text().strip() for path in glob.glob(_PCI_VENDORS)]
-  return bool(importlib.metadata.entry_points(group="jax_plugins")) or _GOOGLE in vendors
+  return bool(
+    importlib.util.find_spec("jax_plugins")
+    or importlib.metadata.entry_points(group="jax_plugins")
+    or "TPU_WORKER_HOSTNAMES" in os.environ
+    or _GOOGLE in vendors
+  )
 
 
 def prepare_jax() -> None:
-  """Settings a verb wants before the first computation: CPU kernels, freed memory, the compile cache."""
+  """Settings a verb wants before the first computation: CPU kernels, the platform, freed memory, the compile cache."""
   if _CPU_XLA_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_CPU_XLA_FLAG}".strip()
   import jax  # after XLA_FLAGS
