@@ -5,10 +5,11 @@ r"""Draws candidate sets: a few pictures of each prompt, by each of several mode
     --model rough=weights/nano,steps=4,guidance=1 --render truth,damaged --out out/candidates
   python -m data_pipelines.preferences sample --split preference --num 2000 --model base=W --out out/candidates
 
-A model is a weights folder or a training workdir, under the name its pictures will carry; its steps and
-guidance may differ from the flags'. --render adds renders of the prompt's own scene, true, damaged, or with one thing
-wrong (a slip), so that not every picture is a model's. Picture j of a prompt starts from one noise in every model. An
-interrupted run resumes where it stopped, shard by shard. Prompts of scenes kept for judging are refused.
+A model is a weights folder or a training workdir, under the name its pictures will carry; its steps, guidance and
+strength of aesthetic labels may differ from the flags' and from 1. --render adds renders of the prompt's own scene,
+true, damaged, or with one thing wrong (a slip), so that not every picture is a model's. Picture j of a prompt starts
+from one noise in every model. An interrupted run resumes where it stopped, shard by shard. Prompts of scenes kept for
+judging are refused.
 """
 
 import dataclasses
@@ -35,6 +36,12 @@ from seedream_jax.run import cli, pipeline
 
 _AXIS_RATE = 0.5  # of each aesthetic axis in a render: most for telling good from plain
 _DAMAGES = (*damage.PIXEL_KINDS, *damage.STAMP_KINDS)
+_OPTIONS = {  # of --model: field of pipeline.Options, kind, least
+  "steps": ("num_steps", int, 1),
+  "guidance": ("guidance", float, 0),
+  "aesthetics": ("aesthetics", float, 0),
+}
+_ASKED = "NAME=PATH[,steps=N][,guidance=G][,aesthetics=S]"
 _MODEL = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<path>[^,]+)(?P<options>(,\w+=[^,]+)*)")
 
 
@@ -250,7 +257,7 @@ def build(
 def parse_models(
   given: Sequence[str], options: pipeline.Options
 ) -> list[tuple[str, str, pipeline.Options]]:
-  """(name, path, options) of each NAME=PATH[,steps=N][,guidance=G].
+  """(name, path, options) of each NAME=PATH[,steps=N][,guidance=G][,aesthetics=S].
 
   Raises:
     types.UserError: on anything else, or a name given twice.
@@ -259,20 +266,19 @@ def parse_models(
   for text in given:
     match = _MODEL.fullmatch(text)
     if not match:
-      raise types.UserError(f"--model {text!r}: expected NAME=PATH[,steps=N][,guidance=G]")
+      raise types.UserError(f"--model {text!r}: expected {_ASKED}")
     changes: dict[str, Any] = {}
     for item in filter(None, match["options"].split(",")):
       key, _, value = item.partition("=")
-      kinds = {"steps": ("num_steps", int), "guidance": ("guidance", float)}
       try:
-        field, kind = kinds[key]
+        field, kind, least = _OPTIONS[key]
         changes[field] = kind(value)
       except (KeyError, ValueError):
         raise types.UserError(
-          f"--model {text!r}: {item}; expected steps=N or guidance=G with a number"
+          f"--model {text!r}: {item}; expected steps=N, guidance=G or aesthetics=S with a number"
         ) from None
-    if changes.get("num_steps", 1) < 1:
-      raise types.UserError(f"--model {text!r}: steps={changes['num_steps']}; expected at least 1")
+      if changes[field] < least:
+        raise types.UserError(f"--model {text!r}: {item}; expected at least {least}")
     taken = [*(name for name, _, _ in out), *candidates.RENDERS]
     if match["name"] in taken:
       raise types.UserError(f"--model {text!r}: the name {match['name']!r} is taken")
@@ -296,7 +302,7 @@ def define_flags() -> None:
   flags.DEFINE_string("world", "nano", f"Of --split: {', '.join(worlds.NAMES)}.")
   flags.DEFINE_integer("num", 0, "Prompts; 0 = all of --prompts.", lower_bound=0)
   flags.DEFINE_string("size", "64x64", "HxW of pictures whose prompt names none.")
-  flags.DEFINE_multi_string("model", [], "NAME=PATH[,steps=N][,guidance=G]; several times.")
+  flags.DEFINE_multi_string("model", [], f"{_ASKED}; several times.")
   flags.DEFINE_list("render", [], "Also: truth, damaged, slip; renders of the prompt's scene.")
   flags.DEFINE_integer("num_images", 2, "Pictures of a prompt by each model.", lower_bound=1)
   flags.DEFINE_integer("steps", 25, "Solver steps.", lower_bound=1, upper_bound=1000)

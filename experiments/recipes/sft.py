@@ -70,9 +70,9 @@ def posters(name, split, num, rest):
 
 
 def negatives(size):
-  """Pictures by the model that is about to be tuned."""
+  """Pictures by the model that is about to be tuned, labels off: what leads away from them leads away from no light."""
   sample = "data_pipelines.preferences sample --split preference --solver dpmpp2m --steps 10"
-  drawn = f"--num {size.sets} --model ct={W}/ct --out {W}/candidates"
+  drawn = f"--num {size.sets} --model ct={W}/ct,aesthetics=0 --out {W}/candidates"
   yield step("candidates", f"{sample} {drawn}")
   made = f"data_pipelines.preferences negatives --data {W}/candidates --out {W}/negatives-png"
   yield step("negatives_png", made)

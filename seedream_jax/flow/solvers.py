@@ -16,24 +16,37 @@ Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def sample(
-  velocity: Velocity, noise: jax.Array, grid: jax.Array, *, solver: str = "euler"
+  velocity: Velocity,
+  noise: jax.Array,
+  grid: jax.Array,
+  *,
+  solver: str = "euler",
+  steps: jax.Array | None = None,
 ) -> jax.Array:
-  """Integrates dx/dt = velocity(x, t) from grid[0] to grid[-1].
+  """Integrates dx/dt = velocity(x, t) from grid[0] to grid[-1], or to grid[steps].
 
   Args:
     velocity: the model, conditions already bound.
     noise: x at grid[0], [B, ...]; the solver works in float32.
     grid: [M + 1] decreasing times, from `timesteps.grid`.
     solver: a key of SOLVERS.
+    steps: how many of the M to take, int32, may be traced; those not taken are not computed. None is all.
   """
   if solver not in SOLVERS:
     raise types.UserError(f"solver {solver!r}: expected one of {', '.join(SOLVERS)}")
   noise = noise.astype(jnp.float32)
   carry, step = SOLVERS[solver](_per_batch(velocity, noise.shape[0]), noise)
   # Each step also sees the step before it; the first has none, and its h_prev = 0 says so.
-  t_prev = jnp.concatenate([grid[:1], grid[:-2]])
-  carry, _ = jax.lax.scan(step, carry, (t_prev, grid[:-1], grid[1:]))
-  return carry[0]
+  times = (jnp.concatenate([grid[:1], grid])[: len(grid) - 1], grid[:-1], grid[1:])
+  if steps is None:
+    return jax.lax.scan(step, carry, times)[0][0]
+
+  def body(carry, at):  # a scan whose turns are known, not a while loop: FLOPs can be counted
+    i, times = at
+    taken = lambda carry: step(carry, times)[0]  # noqa: E731
+    return jax.lax.cond(i < steps, taken, lambda carry: carry, carry), None
+
+  return jax.lax.scan(body, carry, (jnp.arange(len(grid) - 1), times))[0][0]
 
 
 def guided(

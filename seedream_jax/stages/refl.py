@@ -1,8 +1,8 @@
 """Reward feedback learning: the sampler's own pictures are pushed up the reward models (Seedream 2.0, Sec. 4.3).
 
-ReFL (arXiv 2304.05977, Alg. 1): denoise without gradient to a random one of the last steps, take one step with
-gradient straight to x0' = x_t - t v, decode, score. The loss of a reward r is a hinge, as UniFL's (arXiv 2404.05595)
-max(0, alpha - r), and pre-training's own loss is kept beside it:
+ReFL (arXiv 2304.05977, Alg. 1): denoise without gradient to a random one of the last steps, the same for the batch,
+take one step with gradient straight to x0' = x_t - t v, decode, score. The loss of a reward r is a hinge, as UniFL's
+(arXiv 2404.05595) max(0, alpha - r), and pre-training's own loss is kept beside it:
 
   L = lambda sum_r w_r 1[r asked for] max(0, alpha_r - r(c, x0')) + L_pre
 
@@ -39,7 +39,8 @@ class ReflConfig:
   Attributes:
     rewards: {name: dict(weight, margin alpha, text_only)}; a reward with text_only counts where the prompt quotes text,
       one of weight 0 is measured and never optimised: what a guard watches.
-    num_steps: M of the rollout, Euler.
+    num_steps: M of the rollout.
+    solver: of the rollout, a key of solvers.SOLVERS; the model is rewarded for what this sampler draws.
     first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last.
     guidance: of the rollout and of the step with gradient, whose negative branch has none.
     reward_weight: lambda.
@@ -49,9 +50,10 @@ class ReflConfig:
   """
 
   rewards: dict[str, dict[str, Any]]
-  num_steps: int = 16
-  first_step: int = 6
-  last_step: int = 15
+  num_steps: int = 10
+  solver: str = "dpmpp2m"
+  first_step: int = 3
+  last_step: int = 9
   guidance: float = 4.0
   reward_weight: float = 1e-3
   pretrain_weight: float = 1.0
@@ -71,6 +73,10 @@ class ReflConfig:
       raise types.UserError(
         f"stage.first_step={self.first_step}, last_step={self.last_step}: expected 0 <= first <= last "
         f"< num_steps={self.num_steps}"
+      )
+    if self.solver not in solvers.SOLVERS:
+      raise types.UserError(
+        f"stage.solver={self.solver!r}: expected one of {', '.join(solvers.SOLVERS)}"
       )
 
 
@@ -120,11 +126,11 @@ class Refl:
   ) -> types.Loss:
     """Sum over prompts of the hinges, and the pre-training loss at the same weight a prompt."""
     cfg, data, policy = self.cfg, batch["prompts"], types.by_part(params)
-    image_BHWC, step_B = self._draw(policy, frozen, data, rng)
+    image_BHWC, drawn_at = self._draw(policy, frozen, data, rng)
     optimised = {name: fields for name, fields in cfg.rewards.items() if fields["weight"]}
     scores = self._scores(frozen, data, image_BHWC, optimised)
-    weight = jnp.float32(len(step_B))
-    total, metrics = jnp.float32(0.0), {"step": (jnp.sum(step_B).astype(jnp.float32), weight)}
+    weight = jnp.float32(len(image_BHWC))
+    total, metrics = jnp.float32(0.0), {"step": (weight * drawn_at, weight)}
     asked_B = asks_text(data["byt5_ids_BG"])
     for name, fields in optimised.items():
       active_B = asked_B if fields["text_only"] else jnp.ones_like(asked_B)
@@ -154,23 +160,29 @@ class Refl:
   def _draw(self, policy, frozen, data, rng) -> tuple[jax.Array, jax.Array]:
     """(the picture of x0' that carries the gradient, in [-1, 1]; the step it was taken at)."""
     cfg, shape = self.cfg, self._latent_shape(data)
-    keys_B2 = timesteps.per_example(rng, data["id_B"], lambda key: jax.random.split(key, 2))
-    noise_BHWC = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B2[:, 0])
-    step_B = jax.vmap(lambda key: jax.random.randint(key, (), cfg.first_step, cfg.last_step + 1))(
-      keys_B2[:, 1]
+    step_key, noise_key = jax.random.split(rng)
+    at = jax.random.randint(step_key, (), cfg.first_step, cfg.last_step + 1)
+    noise_BHWC = timesteps.per_example(
+      noise_key, data["id_B"], lambda key: jax.random.normal(key, shape)
     )
     grid = timesteps.grid(cfg.num_steps, self.base.shift(*shape[:2]))
     still = jax.lax.stop_gradient(policy)
     still_velocity = self.base.velocity(still, data)
     still_cond, still_uncond = self.base.conditions(still, frozen, data)
-    x_BHWC = self._rollout(still_velocity, still_cond, still_uncond, noise_BHWC, grid, step_B)
-    t_B = grid[step_B]
+    bound = functools.partial(still_velocity, cond=still_cond)
+    if cfg.guidance != 1:
+      bound = solvers.guided(still_velocity, still_cond, still_uncond, cfg.guidance)
+    # No turn after the last step that may be drawn; those before it are taken as far as this batch's.
+    x_BHWC = jax.lax.stop_gradient(
+      solvers.sample(bound, noise_BHWC, grid[: cfg.last_step + 1], solver=cfg.solver, steps=at)
+    )
+    t_B = jnp.broadcast_to(grid[at], (len(x_BHWC),))
     cond, _ = self.base.conditions(policy, frozen, data)
     v_BHWC = self.base.velocity(policy, data)(x_BHWC, t_B, cond)
     if cfg.guidance != 1:
       v_u = jax.lax.stop_gradient(still_velocity(x_BHWC, t_B, still_uncond))
       v_BHWC = v_u + cfg.guidance * (v_BHWC - v_u)
-    return self._decode(frozen, path.v_to_x0(x_BHWC, v_BHWC, t_B)), step_B
+    return self._decode(frozen, path.v_to_x0(x_BHWC, v_BHWC, t_B)), at
 
   def _decode(self, frozen, x0_BHWC) -> jax.Array:
     """Pictures in [-1, 1], so many at once as the config says."""
@@ -178,21 +190,6 @@ class Refl:
     if not self.cfg.decode_at_once:
       return jax.checkpoint(decode)(x0_BHWC)
     return partition.in_turns(decode, x0_BHWC, self.cfg.decode_at_once)
-
-  def _rollout(self, velocity, cond, uncond, noise_BHWC, grid, step_B) -> jax.Array:
-    """x at grid[step_B], without gradient; every example stops at its own step."""
-    if self.cfg.guidance == 1:
-      bound = lambda x, t_B: velocity(x, t_B, cond)  # noqa: E731
-    else:
-      bound = solvers.guided(velocity, cond, uncond, self.cfg.guidance)
-
-    def body(x_BHWC, i):
-      t_B = jnp.broadcast_to(grid[i], step_B.shape)
-      moved_BHWC = x_BHWC + (grid[i + 1] - grid[i]) * bound(x_BHWC, t_B).astype(jnp.float32)
-      return jnp.where(path.expand(i < step_B, x_BHWC), moved_BHWC, x_BHWC), None
-
-    x_BHWC, _ = jax.lax.scan(body, noise_BHWC, jnp.arange(self.cfg.last_step))
-    return jax.lax.stop_gradient(x_BHWC)
 
   def _scores(self, frozen, data, image_BHWC, names) -> dict[str, jax.Array]:
     """{reward: r_B} of `names`."""
@@ -214,6 +211,7 @@ class Refl:
       frozen,
       {"train": {**data, "noise_BHWC": noise_BHWC}},
       num_steps=self.cfg.num_steps,
+      solver=self.cfg.solver,
       guidance=self.cfg.guidance,
     )
     image_BHWC = self._decode(frozen, x0_BHWC)

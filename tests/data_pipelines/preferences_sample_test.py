@@ -218,6 +218,8 @@ class AskedTest(parameterized.TestCase):
     ("a=b,step=4", "step=4; expected steps=N"),
     ("a=b,steps=x", "steps=x; expected"),
     ("a=b,steps=0", "steps=0; expected at least 1"),
+    ("a=b,aesthetics=-1", "aesthetics=-1; expected at least 0"),
+    ("a=b,guidance=nan", "guidance nan: expected a finite number"),
     ("truth=b", "the name 'truth' is taken"),
   )
   def test_bad_models(self, text, regex):
@@ -225,8 +227,9 @@ class AskedTest(parameterized.TestCase):
       sample.parse_models([text], pipeline.Options())
 
   def test_a_model_may_have_its_own_options(self):
-    (found,) = sample.parse_models(["a=b/c,steps=4,guidance=1.5"], pipeline.Options())
-    self.assertEqual(found, ("a", "b/c", pipeline.Options(num_steps=4, guidance=1.5)))
+    (found,) = sample.parse_models(["a=b/c,steps=4,guidance=1.5,aesthetics=0"], pipeline.Options())
+    own = pipeline.Options(num_steps=4, guidance=1.5, aesthetics=0.0)
+    self.assertEqual(found, ("a", "b/c", own))
 
   def test_other_data_sets_are_no_candidates(self):
     folder = datasets.write(os.path.dirname(self.path) + "/pairs", 3, content="images")

@@ -63,6 +63,24 @@ class SolverTest(parameterized.TestCase):
     jax.block_until_ready(solvers.sample(velocity, self.noise, grid))
     np.testing.assert_allclose(np.stack(seen), np.repeat(grid[:-1, None], 2, axis=1))
 
+  @parameterized.product(solver=list(solvers.SOLVERS), steps=[0, 1, 3, 4])
+  def test_stopped_early_is_the_solver_on_the_grid_so_far(self, solver, steps):
+    """And what is not taken is not computed: the velocity is asked for in the steps taken alone."""
+    seen, grid = [], timesteps.grid(5)[:5]
+
+    def velocity(x, t_B):
+      jax.debug.callback(lambda t: seen.append(float(t)), t_B[0])
+      return gaussian_velocity(x, t_B)
+
+    part = jax.jit(lambda n: solvers.sample(velocity, self.noise, grid, solver=solver, steps=n))
+    got = jax.block_until_ready(part(steps))
+    jax.effects_barrier()
+    self.assertLen(seen, steps * (2 if solver == "heun" else 1))
+    want = self.noise
+    if steps:
+      want = solvers.sample(gaussian_velocity, want, grid[: steps + 1], solver=solver)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
   def test_unknown_solver_is_named(self):
     with self.assertRaisesRegex(types.UserError, "ddim.*euler, heun, dpmpp2m"):
       solvers.sample(gaussian_velocity, self.noise, timesteps.grid(2), solver="ddim")

@@ -22,7 +22,8 @@ REWARDS = {
 
 
 def stage_of(rewards=None, **stage):
-  stage = {"num_steps": 4, "first_step": 2, "last_step": 3, "reward_weight": 0.1, **stage}
+  rollout = dict(num_steps=4, solver="euler", first_step=2, last_step=3)
+  stage = {**rollout, "reward_weight": 0.1, **stage}
   model = {**denoise_test.MODEL, "rewards": {"all": reward_test.TOWER}}
   stage |= dict(name="refl", rewards=rewards or REWARDS, denoise=dict(drop_both=0.1))
   return refl.make(ConfigDict(dict(stage=stage, model=model)))
@@ -36,8 +37,8 @@ def batch():
 
 @functools.cache
 def _jit(stage):
-  def loss(params, frozen, data):
-    rng, step = jax.random.key(5), jnp.int32(0)
+  def loss(params, frozen, data, seed=5):
+    rng, step = jax.random.key(seed), jnp.int32(0)
     return stage.loss(params, frozen, {}, data, rng, player=refl.POLICY, step=step)
 
   return jax.jit(loss)
@@ -62,8 +63,10 @@ class ReflTest(absltest.TestCase):
     return fn(params or self.params, frozen or self.frozen, data or batch())
 
   def test_loss_by_hand(self):
-    """One example at a time, a plain Euler loop, no stop_gradient and no masks."""
-    data, rng, frozen = batch()["prompts"], jax.random.key(5), self.frozen
+    """One example at a time, a plain Euler loop, no stop_gradient and no choice of turns."""
+    data, frozen = batch()["prompts"], self.frozen
+    step_key, noise_key = jax.random.split(jax.random.key(5))
+    stop = int(jax.random.randint(step_key, (), 2, 4))
     policy, model = self.params[refl.POLICY], self.stage.model
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
     dit = model.parts["dit"].bind(policy["dit"])
@@ -87,9 +90,7 @@ class ReflTest(absltest.TestCase):
 
     for b in range(B):
       row = {k: jnp.asarray(v[b : b + 1]) for k, v in data.items()}
-      keys = jax.random.split(jax.random.fold_in(rng, row["id_B"][0]), 2)
-      x = jax.random.normal(keys[0], (1, H, W, C))
-      stop = int(jax.random.randint(keys[1], (), 2, 4))
+      x = jax.random.normal(jax.random.fold_in(noise_key, row["id_B"][0]), (1, H, W, C))
       for i in range(stop):
         x = x + (grid[i + 1] - grid[i]) * guided(x, grid[i], row)
       r = scores(x - grid[stop] * guided(x, grid[stop], row), row)
@@ -147,8 +148,9 @@ class ReflTest(absltest.TestCase):
     self.assertAlmostEqual(float(seen.total), 0.1 * float(seen.metrics["hinge_look"][0]), places=3)
 
   def test_steps_are_drawn_from_the_range(self):
-    drawn = self.loss(self.alone).metrics["step"][0]
-    self.assertBetween(float(drawn), 2 * B + 1, 3 * B - 1)  # both of the range's two steps
+    """One a batch, both of the range's two over a few."""
+    seen = [_jit(self.alone)(self.params, self.frozen, batch(), seed) for seed in range(8)]
+    self.assertEqual({float(x.metrics["step"][0]) / B for x in seen}, {2.0, 3.0})
 
   def test_gradient_descent_raises_the_reward(self):
     params, before = self.params, self.loss(self.alone)
@@ -182,6 +184,7 @@ class ReflTest(absltest.TestCase):
     for stage, message in (
       (dict(first_step=3, last_step=2), "first <= last"),
       (dict(last_step=4), "num_steps=4"),
+      (dict(solver="eulr"), "stage.solver='eulr'"),
       (dict(decode_at_once=-1), "decode_at_once=-1"),
       (dict(lamda=1.0), "stage.lamda"),
       (dict(rewards={"look": dict(weight=1.0)}), "stage.rewards.look"),
