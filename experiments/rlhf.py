@@ -27,7 +27,7 @@ from experiments import common, pretrain
 
 MODES = ("clip", "reward", "refl", "dpo")
 KINDS = ("alignment", "aesthetic", "text")
-WEIGHTS = dict(alignment=1.0, aesthetic=0.5, text=1.0)  # of the hinges  # ours; undisclosed
+WEIGHTS = dict(alignment=1.0, aesthetic=1.0, text=1.0)  # of the hinges  # ours; undisclosed
 BETA = 2_000.0  # of DPO, as Diffusion-DPO's for SD 1.5  # ours; undisclosed
 OWN_TEXTS = ("llm_ids_BL", "byt5_ids_BG")  # what a tower on the model's own encoders reads
 # alpha, the bound of the temperature. Towers that knew pictures before give rewards of 10 to 40: none is out of reach,
@@ -43,12 +43,13 @@ GUARD_MARGIN = 0.5
 # Of published towers, whose features a larger step forgets: PickScore's (arXiv 2305.01569, Sec. 3).
 _TOWER_LR = 3e-6
 _STARTED = 0.3  # of the rate, where mode clip has trained the tower before  # ours
+_STARTED_BETA = 0.2  # whose temperature is some 40, where a rater's noise leaves it 0.75 to be right about  # ours
 
 # batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {
   "nano": dict(
     clip=dict(batch=128, lr=1e-3, steps=3_000), reward=dict(batch=64, lr=1e-3, steps=3_000),
-    refl=dict(batch=8, lr=1e-4, steps=300),
+    refl=dict(batch=8, lr=3e-5, steps=300),
     dpo=dict(batch=16, lr=5e-6, steps=1_000), tower="nano",
   ),
   "small": dict(
@@ -106,7 +107,7 @@ def clip_config(arg):
 def reward_config(arg):
   """A reward model on pairs."""
   preset, config, texts = PRESETS[arg.preset]["reward"], _tower_config(arg, "reward"), OWN_TEXTS
-  config.stage = dict(name="reward", pair_weight=0.1)
+  config.stage = dict(name="reward", pair_weight=0.1, beta=1.0)
   started = arg.tower != "none"
   tower = dict(common.sizes(arg.tower, "tower")) if started else {}
   published = "vision" in tower
@@ -115,7 +116,7 @@ def reward_config(arg):
     config.model, config.frozen, config.data.tokenizer = dict(tower=tower), {}, ""
     texts = ("tower_ids_BL",)
   elif started:
-    config.model.tower = tower
+    config.model.tower, config.stage.beta = tower, _STARTED_BETA
   config.init.path = arg.tower if started else ""
   _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", *texts))
   if published:

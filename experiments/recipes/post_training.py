@@ -29,11 +29,11 @@ RENDER_PAIRS = 8  # of each set of renders, of 15
 
 SCALES = {  # of "smoke": the least that runs through
   "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
-           sets=1_500, renders=6_000, bad=750, refl=240, pictures=5,
-           reward=dict(alignment=400, aesthetic=400, text=400)),
+           sets=1_500, renders=6_000, bad=750, refl=240, dpo=300, pictures=5,
+           reward=dict(alignment=400, aesthetic=600, text=400), seeds=(0, 1)),
   "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
-                sets=64, renders=64, bad=32, refl=8, pictures=1,
-                reward=dict(alignment=40, aesthetic=40, text=40)),
+                sets=64, renders=64, bad=32, refl=8, dpo=8, pictures=1,
+                reward=dict(alignment=40, aesthetic=40, text=40), seeds=(0,)),
 }  # fmt: skip
 
 
@@ -120,15 +120,14 @@ def get_config(arg=None):
   steps += [rated("renders", num=RENDER_PAIRS), rated("first"), *pairs("first", ("first",))]
   steps += reward_models("first", size)
 
-  def refl(name, init, rewards, rest=""):
+  def refl(name, init, rewards, rest="", seed=0):
     rms = ",".join(f"rm_{kind}={W}/rm/{rewards}_{kind}/weights" for kind in rlhf.KINDS)
     options = (
       f"content=latent,data={W}/latents,prompts={W}/refl,init={init},steps={size.refl},{rms}"
     )
-    command = (
-      f"seedream_jax.train --config experiments/rlhf.py:nano,{options},rm_guard={CLIP}{rest}"
-    )
-    return step(name, f"{command} --workdir {W}/{name}")
+    drawn = " ".join(f"--config.data.streams.{name}.seed={seed}" for name in ("train", "prompts"))
+    command = f"seedream_jax.train --config experiments/rlhf.py:nano,{options},rm_guard={CLIP}"
+    return step(name, f"{command}{rest} --config.seed={seed} {drawn} --workdir {W}/{name}")
 
   def judge(name, workdir, suite="hard"):
     return step(
@@ -139,17 +138,51 @@ def get_config(arg=None):
 
   hotter = f" --config.optim.lr={5 * rlhf.PRESETS['nano']['refl']['lr']}"
   steps += [judge("base", BASE), judge("base", BASE, "heldout")]
-  for name, rest in (("round1", ""), ("hot", hotter), ("bare", ",pretrain_weight=0")):
+  for seed in size.seeds:
+    for arm, rest in (("round1", ""), ("plain", ",reward_weight=0,rm_guard=none")):
+      name = f"{arm}-{seed}"
+      steps += [refl(name, BASE, "first", rest, seed), judge(name, f"{W}/{name}")]
+  for name, rest in (("hot", hotter), ("bare", ",pretrain_weight=0")):
     steps += [refl(name, BASE, "first", rest), judge(name, f"{W}/{name}")]
-  steps += [judge("round1", f"{W}/round1", "heldout"), *second_round(size)]
+  steps += [*dpo(size), judge("dpo", f"{W}/dpo")]
+  steps += [judge("round1-0", f"{W}/round1-0", "heldout"), *second_round(size)]
   for name, rewards in (("round2", "second"), ("longer", "first")):
     steps += [refl(name, f"{W}/round1-packed", rewards), judge(name, f"{W}/{name}")]
-  return config_dict.create(steps=tuple(steps))
+  return config_dict.create(steps=(*steps, *compared(size)))
+
+
+def compared(size):
+  """What the rewards changed, seed by seed; and what the other arms did."""
+  metrics = "aes,aes/color,aes/lighting,aes/composition,subject,count,place,R_a"
+  for name, seeds, compare in (
+    ("round1", size.seeds, ("base:round1-@", "plain-@:round1-@")),
+    (
+      "arms",
+      (0,),
+      ("base:dpo", "round1-@:hot", "round1-@:bare", "round1-@:round2", "longer:round2"),
+    ),
+  ):
+    pairs = " ".join(f"--compare {'_hard:'.join(c.split(':'))}_hard" for c in compare)
+    numbers = ",".join(map(str, seeds))
+    yield step(
+      f"compared_{name}",
+      f"benchmarks.arms --folder {W} --seeds {numbers} --metrics {metrics} {pairs} --out {W}/compared_{name}.json",
+    )
+
+
+def dpo(size):
+  """The DiT on what the alignment rater chose among models' pictures and slips."""
+  pairs = f"{W}/pairs/first_own_alignment"
+  for split in ("train", "heldout"):
+    encode = f"data_pipelines.encode --data {pairs}:{split} --vae {BASE} --out {W}/pairs/latents"
+    yield step(f"dpo_{split}_encoded", encode)
+  config = f"experiments/rlhf.py:nano,mode=dpo,content=latent,data={W}/pairs/latents,init={BASE},steps={size.dpo}"
+  yield step("dpo", f"seedream_jax.train --config {config} --workdir {W}/dpo")
 
 
 def second_round(size):
   """Round 1's model draws anew for the prompts where it is worst; the rewards learn from old and new choices."""
-  tuned = f"--part dit={W}/round1/weights --part llm={W}/round1/weights"
+  tuned = f"--part dit={W}/round1-0/weights --part llm={W}/round1-0/weights"
   rest = f"--part byt5={BASE} --part vae={BASE} --tokenizer {BASE}/tokenizer.model"
   yield step("round1_packed", f"data_pipelines.pack {tuned} {rest} --out {W}/round1-packed")
   model = f"--model round1={W}/round1-packed"

@@ -43,7 +43,7 @@ class ReflConfig:
     solver: of the rollout, a key of solvers.SOLVERS; the model is rewarded for what this sampler draws.
     first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last.
     guidance: of the rollout and of the step with gradient, whose negative branch has none.
-    reward_weight: lambda.
+    reward_weight: lambda; 0 leaves the rewards out: pre-training alone, for as many steps.
     pretrain_weight: of L_pre; 0 leaves it out.
     decode_at_once: pictures of a chip's that are decoded together; 0 is all. A decoder's activations of one picture
       of 512x512 are some GB, the largest of the step.
@@ -67,6 +67,10 @@ class ReflConfig:
         raise types.UserError(
           f"stage.rewards.{name}: fields {sorted(fields)}, expected {', '.join(_FIELDS)}"
         )
+    if not (self.reward_weight or self.pretrain_weight):
+      raise types.UserError(
+        "stage.reward_weight=0, pretrain_weight=0: expected one of them above 0"
+      )
     if self.decode_at_once < 0:
       raise types.UserError(f"stage.decode_at_once={self.decode_at_once}: expected at least 0")
     if not 0 <= self.first_step <= self.last_step < self.num_steps:
@@ -125,21 +129,12 @@ class Refl:
     step: jax.Array,
   ) -> types.Loss:
     """Sum over prompts of the hinges, and the pre-training loss at the same weight a prompt."""
-    cfg, data, policy = self.cfg, batch["prompts"], types.by_part(params)
-    image_BHWC, drawn_at = self._draw(policy, frozen, data, rng)
-    optimised = {name: fields for name, fields in cfg.rewards.items() if fields["weight"]}
-    scores = self._scores(frozen, data, image_BHWC, optimised)
-    weight = jnp.float32(len(image_BHWC))
-    total, metrics = jnp.float32(0.0), {"step": (weight * drawn_at, weight)}
-    asked_B = asks_text(data["byt5_ids_BG"])
-    for name, fields in optimised.items():
-      active_B = asked_B if fields["text_only"] else jnp.ones_like(asked_B)
-      hinge_B = active_B * jax.nn.relu(fields["margin"] - scores[name])
-      total += fields["weight"] * jnp.sum(hinge_B)
-      active = jnp.sum(active_B)
-      metrics[f"reward_{name}"] = (jnp.sum(active_B * scores[name]), active)
-      metrics[f"hinge_{name}"] = (jnp.sum(hinge_B), active)
-    total *= cfg.reward_weight
+    cfg, policy = self.cfg, types.by_part(params)
+    weight = jnp.float32(len(batch["prompts"]["id_B"]))
+    total, metrics = jnp.float32(0.0), {}
+    if cfg.reward_weight:
+      hinges, metrics = self._feedback(policy, frozen, batch["prompts"], rng)
+      total = cfg.reward_weight * hinges
     if cfg.pretrain_weight:
       pre = self.base.loss(
         policy, frozen, ema, {"train": batch["train"]}, rng, player="dit", step=step
@@ -156,6 +151,24 @@ class Refl:
 
     fns = {name: of_policy(fn) for name, fn in self.base.predict_fns().items()}
     return {**fns, "rewards": of_policy(self._rewards)}
+
+  def _feedback(
+    self, policy, frozen, data, rng
+  ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    """sum_r w_r of the hinges, over prompts, and what to log."""
+    image_BHWC, at = self._draw(policy, frozen, data, rng)
+    optimised = {name: fields for name, fields in self.cfg.rewards.items() if fields["weight"]}
+    scores = self._scores(frozen, data, image_BHWC, optimised)
+    asked_B, weight = asks_text(data["byt5_ids_BG"]), jnp.float32(len(image_BHWC))
+    total, metrics = jnp.float32(0.0), {"step": (weight * at, weight)}
+    for name, fields in optimised.items():
+      active_B = asked_B if fields["text_only"] else jnp.ones_like(asked_B)
+      hinge_B = active_B * jax.nn.relu(fields["margin"] - scores[name])
+      total += fields["weight"] * jnp.sum(hinge_B)
+      active = jnp.sum(active_B)
+      metrics[f"reward_{name}"] = (jnp.sum(active_B * scores[name]), active)
+      metrics[f"hinge_{name}"] = (jnp.sum(hinge_B), active)
+    return total, metrics
 
   def _draw(self, policy, frozen, data, rng) -> tuple[jax.Array, jax.Array]:
     """(the picture of x0' that carries the gradient, in [-1, 1]; the step it was taken at)."""

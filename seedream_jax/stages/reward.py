@@ -1,8 +1,9 @@
 """Training a reward model on preferences (Seedream 2.0, Sec. 4.3): a CLIP without an extra head.
 
-  r(c, x) = tau cos(f_img(x), f_txt(c)),   L = -log sigmoid(r(c, x_w) - r(c, x_l))
+  r(c, x) = tau cos(f_img(x), f_txt(c)),   L = -log sigmoid(beta (r(c, x_w) - r(c, x_l)))
 
-The paper gives the ranking loss and that the CLIP's own output is the reward; the form of r is the usual one. The text
+The paper gives the ranking loss, with beta = 1, and that the CLIP's own output is the reward; the form of r is the
+usual one. The text
 side is the model's own two encoders, frozen, and a projection, so that a reward reads both languages and the strings to
 be rendered.  # ours; undisclosed
 A tower may instead be a published CLIP or Chinese-CLIP, which is tuned with both its sides and reads the prompt in its
@@ -33,9 +34,12 @@ class RewardConfig:
   Attributes:
     pair_weight: of CLIP's loss between the preferred pictures of a batch and their prompts; 0 leaves ranking alone.
       Ranking compares two pictures of one prompt and never two prompts of one picture.  # ours; undisclosed
+    beta: of the ranking loss. A CLIP's temperature, learned to tell captions apart, is far too sure of which picture a
+      noisy rater prefers, and moves too slowly to learn it.  # ours; undisclosed
   """
 
   pair_weight: float = 0.1
+  beta: float = 1.0
 
 
 def text_features(
@@ -161,7 +165,7 @@ class Reward(TowerStage):
     data = batch["train"]
     tower = self._parts["tower"].bind(params["tower"])
     score_BR, image_BP, text_BP = self._scores(tower, frozen, data)
-    rank_B = ranking_loss(score_BR)
+    rank_B = ranking_loss(self.cfg.beta * score_BR)
     total_B, weight = rank_B, jnp.float32(len(rank_B))
     right_B = (score_BR[:, 0] > score_BR[:, 1]).astype(jnp.float32)
     metrics = {
@@ -184,7 +188,7 @@ class Reward(TowerStage):
       return self._scores(tower, frozen, data)[0]
 
     def val_loss(params, frozen, batch, rng=None):
-      rank_B = ranking_loss(scores(params, frozen, batch, rng))
+      rank_B = ranking_loss(self.cfg.beta * scores(params, frozen, batch, rng))
       return jnp.sum(rank_B), jnp.float32(len(rank_B))
 
     return {"scores": scores, "val_loss": val_loss}

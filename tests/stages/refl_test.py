@@ -108,6 +108,11 @@ class ReflTest(absltest.TestCase):
     self.assertGreater(float(pre), 1.0)
     np.testing.assert_allclose(both.total - alone.total, pre, rtol=1e-3)
 
+  def test_without_rewards_it_is_pretraining(self):
+    plain = self.loss(stage_of(reward_weight=0.0))
+    self.assertEqual({name.split("/")[0] for name in plain.metrics}, {"pretrain"})
+    np.testing.assert_allclose(plain.total, self.loss().metrics["pretrain/loss"][0], rtol=1e-5)
+
   def test_both_parts_of_the_policy_move(self):
     grads = _grad(self.alone)(self.params, self.frozen, batch())[refl.POLICY]
     for name in ("dit", "llm"):
@@ -184,6 +189,7 @@ class ReflTest(absltest.TestCase):
     for stage, message in (
       (dict(first_step=3, last_step=2), "first <= last"),
       (dict(last_step=4), "num_steps=4"),
+      (dict(reward_weight=0.0, pretrain_weight=0.0), "one of them above 0"),
       (dict(solver="eulr"), "stage.solver='eulr'"),
       (dict(decode_at_once=-1), "decode_at_once=-1"),
       (dict(lamda=1.0), "stage.lamda"),

@@ -72,6 +72,15 @@ class RewardTest(absltest.TestCase):
     )
     self.assertEqual(float(got.weight), B)
 
+  def test_beta_scales_what_is_ranked_and_not_the_reward(self):
+    data, soft = batch(), stage_of(pair_weight=0.0, beta=0.2)
+    score_BR = self.scores(self.params, self.frozen, {"train": data})
+    want = jnp.sum(reward.ranking_loss(0.2 * score_BR))
+    np.testing.assert_allclose(self.loss(data, stage=soft).total, want, rtol=1e-5)
+    fns, given = soft.predict_fns(), (self.params, self.frozen, {"train": data})
+    np.testing.assert_allclose(fns["val_loss"](*given)[0], want, rtol=1e-5)
+    np.testing.assert_allclose(fns["scores"](*given), score_BR, rtol=1e-5)
+
   def test_reward_is_scale_times_a_cosine(self):
     score_BR = self.scores(self.params, self.frozen, {"train": batch()})
     self.assertEqual(score_BR.shape, (B, R))
