@@ -46,10 +46,22 @@ def summarize(
   langs: Sequence[str],
   prompts: Sequence[str],
   models: Sequence[Sequence[str]],
+  damages: Sequence[Sequence[str]],
 ) -> dict[str, dict[str, float]]:
-  """{all, a language, `drawn` or a third: accuracy with its interval, ceiling, their ratio, n}; intervals by prompt.
+  """{group: accuracy with its interval, ceiling, their ratio, n}; intervals by prompt.
 
-  `models` names who drew each pair's pictures; `drawn` are the pairs without a render.
+  Args:
+    right_B: whether the reward prefers what was preferred.
+    gap_B: from `clean_gap`.
+    langs: of the prompts.
+    prompts: of the pairs.
+    models: who drew each pair's pictures.
+    damages: what is wrong with each of them on purpose, "" for nothing known.
+
+  Returns:
+    Of all, each language, `drawn` (the pairs without a render), the thirds of the gap, and pairs where one picture has
+    something wrong with it on purpose, by what it is and by which of the two was preferred: "subject won",
+    "subject lost". A reward that knows renders by their look, not by what is wrong, has one right and the other not.
   """
   known_B = np.array([gap is not None for gap in gap_B])
   gap_B = np.array([np.nan if gap is None else gap for gap in gap_B])
@@ -61,6 +73,12 @@ def summarize(
     cuts = np.quantile(np.abs(gap_B[known_B]), (1 / 3, 2 / 3))
     third_B = np.searchsorted(cuts, np.abs(gap_B))
     groups |= {name: known_B & (third_B == i) for i, name in enumerate(THIRDS)}
+  found = {}
+  for i, (preferred, rejected) in enumerate(damages):
+    if bool(preferred) != bool(rejected):
+      name = f"{preferred} won" if preferred else f"{rejected} lost"
+      found.setdefault(name, np.zeros(len(right_B), bool))[i] = True
+  groups |= dict(sorted(found.items()))
   out = {}
   for name, members_B in groups.items():
     at = np.flatnonzero(members_B)
@@ -106,7 +124,8 @@ def score(workdir: str, spec: str, dimension: str) -> dict[str, Any]:
   gaps = [clean_gap(row["about"], dimension) for row in rows]
   about = [[row[key] for row in rows] for key in ("lang", "prompt")]
   models = [row["about"].get("models", ()) for row in rows]
-  groups = summarize(right_B, gaps, *about, models)
+  damages = [row["about"].get("damage") or ("", "") for row in rows]
+  groups = summarize(right_B, gaps, *about, models, damages)
   return {
     "reward": workdir,
     "data": spec,
@@ -135,7 +154,7 @@ def main(argv: list[str]) -> None:
   for name, got in report["groups"].items():
     ceiling = f"ceiling {got['ceiling']:.3f}" if "ceiling" in got else "no ceiling"
     print(
-      f"{name:8} {got['accuracy']:.3f} [{got['lo']:.3f}, {got['hi']:.3f}] {ceiling} of {got['n']}"
+      f"{name:12} {got['accuracy']:.3f} [{got['lo']:.3f}, {got['hi']:.3f}] {ceiling} of {got['n']}"
     )
   if values.out:
     with open(values.out, "w", encoding="utf-8") as f:

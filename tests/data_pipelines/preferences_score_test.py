@@ -56,20 +56,42 @@ class ScoreTest(absltest.TestCase):
     gaps = [score.clean_gap(about, "text") for about in abouts]
     langs, prompts = ["zh", "en"] * 300, [f"p{i // 2}" for i in range(600)]
     models = [("base", "tuned"), ("base", "slip"), ("base", "base")] * 200
-    groups = score.summarize(np.array(kept), gaps, langs, prompts, models)
-    self.assertEqual(set(groups), {"all", "zh", "en", "drawn", *score.THIRDS})
+    damages = [("", ""), ("", "subject"), ("", "")] * 200
+    groups = score.summarize(np.array(kept), gaps, langs, prompts, models, damages)
+    self.assertEqual(set(groups), {"all", "zh", "en", "drawn", "subject lost", *score.THIRDS})
     self.assertEqual(groups["drawn"]["n"], 400)
     self.assertEqual(sum(groups[name]["n"] for name in score.THIRDS), 600)
     for got in groups.values():
       self.assertAlmostEqual(got["of_ceiling"], 1.0)
     self.assertLess(groups["hard"]["ceiling"], 0.7)
     self.assertGreater(groups["easy"]["ceiling"], 0.85)
-    coin = score.summarize(rng.random(600) < 0.5, gaps, langs, prompts, models)
+    coin = score.summarize(rng.random(600) < 0.5, gaps, langs, prompts, models, damages)
     self.assertAlmostEqual(coin["all"]["accuracy"], 0.5, delta=0.07)
+
+  def test_a_reward_that_knows_renders_by_their_look_is_found_out(self):
+    damages = [("text", ""), ("", "text"), ("", ""), ("text", "color")] * 50
+    never = np.array(
+      [not preferred for preferred, _ in damages]
+    )  # the render with a slip always loses
+    groups = score.summarize(
+      never,
+      [0.1] * 200,
+      ["zh"] * 200,
+      [f"p{i}" for i in range(200)],
+      [("a", "slip")] * 200,
+      damages,
+    )
+    got = {name: (groups[name]["accuracy"], groups[name]["n"]) for name in groups if "text" in name}
+    self.assertEqual(got, {"text won": (0.0, 50), "text lost": (1.0, 50)})
 
   def test_choices_of_people_have_no_ceiling(self):
     groups = score.summarize(
-      np.ones(4, bool), [None] * 4, ["zh"] * 4, list("abcd"), [("truth", "a")] * 4
+      np.ones(4, bool),
+      [None] * 4,
+      ["zh"] * 4,
+      list("abcd"),
+      [("truth", "a")] * 4,
+      [("", "")] * 4,
     )
     self.assertEqual(set(groups), {"all", "zh"})
     self.assertNotIn("ceiling", groups["all"])
