@@ -1,9 +1,9 @@
 """Scoring a reward: the noise comes off again, the ceiling is what it left, thirds are by the gap beneath it."""
 
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
-from data_pipelines.posters import fonts
+from data_pipelines.posters import fonts, render, worlds
 from data_pipelines.preferences import asked, candidates, pairs, sample, score, scorer
 
 
@@ -20,18 +20,46 @@ def _about(number: int, clean: tuple[float, float], std: float) -> tuple[dict, b
   return about, (clean[0] > clean[1]) == (heard[0] > heard[1])
 
 
-class ShippedClipTest(absltest.TestCase):
-  def test_it_tells_a_scene_from_the_same_scene_with_one_thing_wrong(self):
-    found = fonts.find()
-    truth, slip = (sample.RenderDrawer(name, found) for name in (candidates.TRUTH, candidates.SLIP))
-    prompts = asked.draw("nano", "preference", 64, (64, 64), 9, found)
-    seeds = range(len(prompts))
-    both = [np.stack(pair) for pair in zip(truth(prompts, seeds), slip(prompts, seeds))]
-    clip = scorer.Scorer("weights/clip")
-    score_BR = np.stack(list(clip(zip((p.text for p in prompts), both))))
-    seen = [slip.damage_of(p, seed) in ("subject", "text") for p, seed in zip(prompts, seeds)]
-    right_B = score_BR[:, 0] > score_BR[:, 1]
-    self.assertGreater(np.mean(right_B[seen]), 0.8)  # short prompts leave the ground open
+class ShippedTest(parameterized.TestCase):
+  """weights/clip and weights/rewards: two renders of one scene, of which one is right, or better looking."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.fonts = fonts.find()
+    cls.prompts = asked.draw("nano", "preference", 64, (64, 64), 9, cls.fonts)
+
+  def right(self, folder, better, worse):
+    """Whether each prompt's better picture has the higher reward."""
+    both = [np.stack(pair) for pair in zip(better, worse, strict=True)]
+    given = zip((prompt.text for prompt in self.prompts), both)
+    score_BR = np.stack(list(scorer.Scorer(folder)(given)))
+    return score_BR[:, 0] > score_BR[:, 1]
+
+  @parameterized.parameters(
+    ("weights/clip", ("subject", "text"), 0.8),  # short prompts leave the ground open
+    ("weights/rewards/alignment", ("subject", "color"), 0.7),
+    ("weights/rewards/text", ("text",), 0.7),
+  )
+  def test_truth_is_preferred_to_the_same_scene_with_one_thing_wrong(self, folder, kinds, least):
+    truth, slip = (
+      sample.RenderDrawer(name, self.fonts) for name in (candidates.TRUTH, candidates.SLIP)
+    )
+    seeds = range(len(self.prompts))
+    right_B = self.right(folder, truth(self.prompts, seeds), slip(self.prompts, seeds))
+    seen = [slip.damage_of(prompt, seed) in kinds for prompt, seed in zip(self.prompts, seeds)]
+    self.assertGreater(np.mean(right_B[seen]), least)
+
+  def test_good_looks_are_preferred(self):
+    renderer = render.shared(self.fonts)
+    pretty, plain = (
+      [
+        renderer.render({**p.scene, "aesthetics": dict.fromkeys(worlds.AXES, on)})[0]
+        for p in self.prompts
+      ]
+      for on in (1, 0)
+    )
+    self.assertGreater(np.mean(self.right("weights/rewards/aesthetic", pretty, plain)), 0.9)
 
 
 class ScoreTest(absltest.TestCase):
