@@ -5,11 +5,12 @@ r"""From preferences to a better model, twice: candidates, their choice, three r
 Round 2 draws candidates from round 1's model for the prompts that its rewards like least, adds their choices to the
 old ones, trains the rewards anew and goes on with ReFL. What it has to beat is `longer`: round 1 continued for the same
 steps with the old rewards. A guard watches every ReFL: the CLIP that the rewards started from, which has seen no
-choices. `hot` is round 1 at five times the rate, where the guard should end it; `bare` is round 1 without
-pre-training's loss. All are judged on hard, base and round 1 on heldout too.
+choices. `plain` is round 1 without the rewards, `bare` without pre-training's loss, and `hot` at five times the rate,
+where the guard should end it. `dpo` has no rewards: it learns from the alignment rater's choices themselves. All are
+judged on hard, base and round 1 on heldout too; round 1 and `plain` on two seeds.
 `post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
-Run so far: up to round 1 (docs/evidence.md, 2026-12-01), the aesthetic reward from the CLIP too; at smoke's size
-`mined` and the packing.
+Run so far: up to round 1 and `plain` of seed 0, its commands one by one (docs/evidence.md, 2026-12-01, evening); at
+smoke's size `mined` and the packing.
 """
 
 from ml_collections import config_dict
