@@ -41,7 +41,8 @@ class ReflConfig:
       one of weight 0 is measured and never optimised: what a guard watches.
     num_steps: M of the rollout.
     solver: of the rollout, a key of solvers.SOLVERS; the model is rewarded for what this sampler draws.
-    first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last.
+    first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last. FLOPs,
+      and MFU by them, are counted as if it were always `last_step`.
     guidance: of the rollout and of the step with gradient, whose negative branch has none.
     reward_weight: lambda; 0 leaves the rewards out: pre-training alone, for as many steps.
     pretrain_weight: of L_pre; 0 leaves it out.

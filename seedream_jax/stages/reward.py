@@ -3,9 +3,8 @@
   r(c, x) = tau cos(f_img(x), f_txt(c)),   L = -log sigmoid(beta (r(c, x_w) - r(c, x_l)))
 
 The paper gives the ranking loss, with beta = 1, and that the CLIP's own output is the reward; the form of r is the
-usual one. The text
-side is the model's own two encoders, frozen, and a projection, so that a reward reads both languages and the strings to
-be rendered.  # ours; undisclosed
+usual one. The text side is the model's own two encoders, frozen, and a projection, so that a reward reads both
+languages and the strings to be rendered.  # ours; undisclosed
 A tower may instead be a published CLIP or Chinese-CLIP, which is tuned with both its sides and reads the prompt in its
 own ids.
 
