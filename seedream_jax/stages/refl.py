@@ -253,5 +253,8 @@ def asks_text(byt5_ids_BG: jax.Array) -> jax.Array:
 def make(config: ConfigDict) -> Refl:
   """The stage of an experiment config."""
   stage = {k: v for k, v in config.stage.to_dict().items() if k not in ("name", "denoise")}
+  cfg = variants.fill(
+    ReflConfig, stage, "stage"
+  )  # before the model, which takes seconds to lay out
   base = denoise.make(denoise.config_within(config), trained=("dit", "llm"))
-  return Refl(variants.fill(ReflConfig, stage, "stage"), base.model, base, config.model.rewards)
+  return Refl(cfg, base.model, base, config.model.rewards)
