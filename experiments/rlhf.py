@@ -43,7 +43,8 @@ GUARD_MARGIN = 0.5
 # Of published towers, whose features a larger step forgets: PickScore's (arXiv 2305.01569, Sec. 3).
 _TOWER_LR = 3e-6
 _STARTED = 0.3  # of the rate, where mode clip has trained the tower before  # ours
-_STARTED_BETA = 0.2  # whose temperature is some 40, where a rater's noise leaves it 0.75 to be right about  # ours
+# Of its ranking loss: such a tower's temperature is some 40, far too sure for raters that are right in 3 of 4.  # ours
+_STARTED_BETA = 0.2
 
 # batch: pairs, or, of refl, prompts and pre-training examples each.
 PRESETS = {

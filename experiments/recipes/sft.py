@@ -70,7 +70,7 @@ def posters(name, split, num, rest):
 
 
 def negatives(size):
-  """Pictures by the model that is about to be tuned, labels off: what leads away from them leads away from no light."""
+  """Pictures by the model that is about to be tuned, labels off: away from them is not to be away from light."""
   sample = "data_pipelines.preferences sample --split preference --solver dpmpp2m --steps 10"
   drawn = f"--num {size.sets} --model ct={W}/ct,aesthetics=0 --out {W}/candidates"
   yield step("candidates", f"{sample} {drawn}")

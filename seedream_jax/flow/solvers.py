@@ -41,10 +41,9 @@ def sample(
   if steps is None:
     return jax.lax.scan(step, carry, times)[0][0]
 
-  def body(carry, at):  # a scan whose turns are known, not a while loop: FLOPs can be counted
-    i, times = at
-    taken = lambda carry: step(carry, times)[0]  # noqa: E731
-    return jax.lax.cond(i < steps, taken, lambda carry: carry, carry), None
+  def body(carry, turn):  # a scan whose turns are known, not a while loop: FLOPs can be counted
+    i, here = turn
+    return jax.lax.cond(i < steps, lambda x: step(x, here)[0], lambda x: x, carry), None
 
   return jax.lax.scan(body, carry, (jnp.arange(len(grid) - 1), times))[0][0]
 
