@@ -33,6 +33,9 @@ OWN_TEXTS = ("llm_ids_BL", "byt5_ids_BG")  # what a tower on the model's own enc
 # alpha, the bound of the temperature. Towers that knew pictures before give rewards of 10 to 40: none is out of reach,
 # and no hinge falls silent where a reward is still to be won.  # ours; undisclosed
 MARGIN = 100.0
+# On the pictures of a CLIP and of what goes on from it. None where a reward learns from scratch, which is for looks:
+# grain is one of them.  # ours; undisclosed
+NOISE = 0.3
 # As the judges' pictures are drawn; a reward's gradient from t = 0.7 down, where things take shape and before which x0'
 # is a blur.  # ours; undisclosed
 ROLLOUT = dict(num_steps=10, solver="dpmpp2m", first_step=3, last_step=9)
@@ -96,7 +99,7 @@ def get_config(arg=None):
 def clip_config(arg):
   """A tower on pictures and captions, from scratch."""
   preset, config = PRESETS[arg.preset]["clip"], _tower_config(arg, "clip")
-  config.stage = dict(name="contrast")
+  config.stage = dict(name="contrast", noise_std=NOISE)
   for stream in config.data.streams.values():
     stream.features = ("id_B", "image_BHWC", *OWN_TEXTS)
     stream.batch_size = preset["batch"]
@@ -108,7 +111,7 @@ def clip_config(arg):
 def reward_config(arg):
   """A reward model on pairs."""
   preset, config, texts = PRESETS[arg.preset]["reward"], _tower_config(arg, "reward"), OWN_TEXTS
-  config.stage = dict(name="reward", pair_weight=0.1, beta=1.0)
+  config.stage = dict(name="reward", pair_weight=0.1, beta=1.0, noise_std=0.0)
   started = arg.tower != "none"
   tower = dict(common.sizes(arg.tower, "tower")) if started else {}
   published = "vision" in tower
@@ -118,6 +121,7 @@ def reward_config(arg):
     texts = ("tower_ids_BL",)
   elif started:
     config.model.tower, config.stage.beta = tower, _STARTED_BETA
+    config.stage.noise_std = _noise(common.config_in(arg.tower))
   config.init.path = arg.tower if started else ""
   _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", *texts))
   if published:
@@ -148,7 +152,9 @@ def refl_config(arg):
     name="refl",
     denoise=denoise,
     rewards={
-      kind: dict(weight=weight, margin=MARGIN, text_only=kind == "text")
+      kind: dict(
+        weight=weight, margin=MARGIN, text_only=kind == "text", noise_std=_noise(runs.get(kind))
+      )
       for kind, weight in weights.items()
     },
     **ROLLOUT,
@@ -233,6 +239,11 @@ def _read_pairs(config, arg, preset, features):
 def _one_bucket(arg, stream):
   """The largest length that captions fill."""
   return (64,) if arg.preset == "nano" else stream.text_buckets[-1:]
+
+
+def _noise(run):
+  """Of the pictures that a reward was trained on; none known of a published model's."""
+  return (run or {}).get("stage", {}).get("noise_std", 0.0)
 
 
 def _tower_texts(runs):

@@ -28,8 +28,9 @@ from seedream_jax.ops import partition
 from seedream_jax.stages import denoise, reward
 
 POLICY = "dit+llm"
+_NOISE_KEY = 2  # split, which draws the step and the rollout, has taken 0 and 1
 _REWARD = "reward_{}"  # frozen part of a reward model
-_FIELDS = ("weight", "margin", "text_only")
+_FIELDS = ("weight", "margin", "text_only", "noise_std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,10 @@ class ReflConfig:
   """The config's stage group, without its name and `denoise`.
 
   Attributes:
-    rewards: {name: dict(weight, margin alpha, text_only)}; a reward with text_only counts where the prompt quotes text,
-      one of weight 0 is measured and never optimised: what a guard watches.
+    rewards: {name: dict(weight, margin alpha, text_only, noise_std)}; a reward with text_only counts where the prompt
+      quotes text, one of weight 0 is measured and never optimised: what a guard watches. noise_std is of the Gaussian
+      noise that the picture gets before this reward sees it in training, as when the reward was trained: the gradient
+      of one that was, under noise, is of what people see, and without it of what they do not.  # ours
     num_steps: M of the rollout.
     solver: of the rollout, a key of solvers.SOLVERS; the model is rewarded for what this sampler draws.
     first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last. FLOPs,
@@ -159,7 +162,7 @@ class Refl:
     """sum_r w_r of the hinges, over prompts, and what to log."""
     image_BHWC, at = self._draw(policy, frozen, data, rng)
     optimised = {name: fields for name, fields in self.cfg.rewards.items() if fields["weight"]}
-    scores = self._scores(frozen, data, image_BHWC, optimised)
+    scores = self._scores(frozen, data, image_BHWC, optimised, rng)
     asked_B, weight = asks_text(data["byt5_ids_BG"]), jnp.float32(len(image_BHWC))
     total, metrics = jnp.float32(0.0), {"step": (weight * at, weight)}
     for name, fields in optimised.items():
@@ -205,14 +208,21 @@ class Refl:
       return jax.checkpoint(decode)(x0_BHWC)
     return partition.in_turns(decode, x0_BHWC, self.cfg.decode_at_once)
 
-  def _scores(self, frozen, data, image_BHWC, names) -> dict[str, jax.Array]:
-    """{reward: r_B} of `names`."""
+  def _scores(self, frozen, data, image_BHWC, names, rng=None) -> dict[str, jax.Array]:
+    """{reward: r_B} of `names`, each under its noise where `rng` is given."""
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
     features = functools.cache(lambda: reward.text_features(self.model, encoders, data))
-    out = {}
+    shape, out = image_BHWC.shape[1:], {}
     for name in names:
       tower = self._towers[name].bind(frozen[_REWARD.format(name)])
-      out[name] = reward.score(tower, image_BHWC, reward.texts(tower, data, features))
+      std, seen_BHWC = self.cfg.rewards[name]["noise_std"], image_BHWC
+      if std and rng is not None:  # one noise for all: a reward is compared with itself alone
+        seen_BHWC += std * timesteps.per_example(
+          jax.random.fold_in(rng, _NOISE_KEY),
+          data["id_B"],
+          lambda key: jax.random.normal(key, shape),
+        )
+      out[name] = reward.score(tower, seen_BHWC, reward.texts(tower, data, features))
     return out
 
   def _rewards(self, policy, frozen, batch, rng) -> dict[str, tuple[jax.Array, jax.Array]]:

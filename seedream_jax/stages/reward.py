@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seedream_jax import types
-from seedream_jax.models import clip, llm, text_to_image, two_tower, variants
+from seedream_jax.flow import timesteps
+from seedream_jax.models import clip, llm, text_to_image, two_tower, vae, variants
 from seedream_jax.stages import align
 
 ENCODERS = ("llm", "byt5")
@@ -35,10 +36,13 @@ class RewardConfig:
       Ranking compares two pictures of one prompt and never two prompts of one picture.  # ours; undisclosed
     beta: of the ranking loss. A CLIP's temperature, learned to tell captions apart, is far too sure of which picture a
       noisy rater prefers, and moves too slowly to learn it.  # ours; undisclosed
+    noise_std: of the Gaussian noise added to pictures in training, the same for both of a pair. What ReFL climbs should
+      be what people see, and a tower that learned without noise also answers to what they do not.  # ours; undisclosed
   """
 
   pair_weight: float = 0.1
   beta: float = 1.0
+  noise_std: float = 0.0
 
 
 def text_features(
@@ -160,10 +164,13 @@ class Reward(TowerStage):
     step: jax.Array,
   ) -> types.Loss:
     """Sum over pairs of ranking_loss + pair_weight contrastive_loss."""
-    del ema, rng, player, step
+    del ema, player, step
     data = batch["train"]
     tower = self._parts["tower"].bind(params["tower"])
-    score_BR, image_BP, text_BP = self._scores(tower, frozen, data)
+    image_BRHWC = data["image_BRHWC"]
+    if self.cfg.noise_std:
+      image_BRHWC = self._noisy(image_BRHWC, data["id_B"], rng)
+    score_BR, image_BP, text_BP = self._scores(tower, frozen, data, image_BRHWC)
     rank_B = ranking_loss(self.cfg.beta * score_BR)
     total_B, weight = rank_B, jnp.float32(len(rank_B))
     right_B = (score_BR[:, 0] > score_BR[:, 1]).astype(jnp.float32)
@@ -184,7 +191,7 @@ class Reward(TowerStage):
     def scores(params, frozen, batch, rng=None):
       del rng
       data, tower = batch["train"], self._parts["tower"].bind(params["tower"])
-      return self._scores(tower, frozen, data)[0]
+      return self._scores(tower, frozen, data, data["image_BRHWC"])[0]
 
     def val_loss(params, frozen, batch, rng=None):
       rank_B = ranking_loss(self.cfg.beta * scores(params, frozen, batch, rng))
@@ -192,9 +199,14 @@ class Reward(TowerStage):
 
     return {"scores": scores, "val_loss": val_loss}
 
-  def _scores(self, tower: Tower, frozen, data):
+  def _noisy(self, image_BRHWC, id_B, rng) -> jax.Array:
+    """Pictures in [-1, 1] and the noise, which follows the pair's id."""
+    shape = image_BRHWC.shape[2:]
+    noise_BHWC = timesteps.per_example(rng, id_B, lambda key: jax.random.normal(key, shape))
+    return vae.pixels(image_BRHWC) + self.cfg.noise_std * noise_BHWC[:, None]
+
+  def _scores(self, tower: Tower, frozen, data, image_BRHWC):
     """r_BR, and the unit vectors of the preferred pictures and of the prompts."""
-    image_BRHWC = data["image_BRHWC"]
     b, r = image_BRHWC.shape[:2]
     image_BRP = pictures(tower, image_BRHWC.reshape(b * r, *image_BRHWC.shape[2:]))
     image_BRP = image_BRP.reshape(b, r, -1)

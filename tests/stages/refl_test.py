@@ -16,8 +16,9 @@ from tests.stages import denoise_test, reward_test
 
 B, H, W, C = denoise_test.B, denoise_test.H, denoise_test.W, denoise_test.C
 REWARDS = {
-  "look": dict(weight=1.0, margin=0.0, text_only=False),  # some pictures are beyond it
-  "text": dict(weight=0.5, margin=30.0, text_only=True),
+  # Some pictures are beyond its margin.
+  "look": dict(weight=1.0, margin=0.0, text_only=False, noise_std=0.0),
+  "text": dict(weight=0.5, margin=30.0, text_only=True, noise_std=0.3),
 }
 
 
@@ -84,9 +85,13 @@ class ReflTest(absltest.TestCase):
     @jax.jit
     def scores(x0, row):
       image, text_BE = model.decode(frozen, x0), reward.text_features(model, encoders, row)
-      parts = self.stage.parts()
-      towers = {name: parts[f"reward_{name}"].bind(frozen[f"reward_{name}"]) for name in REWARDS}
-      return {n: reward.score(tower, image, tower.text(text_BE))[0] for n, tower in towers.items()}
+      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 2), row["id_B"][0])
+      noise, out = jax.random.normal(key, image.shape[1:])[None], {}
+      for name, fields in REWARDS.items():
+        tower = self.stage.parts()[f"reward_{name}"].bind(frozen[f"reward_{name}"])
+        seen = image + fields["noise_std"] * noise
+        out[name] = reward.score(tower, seen, tower.text(text_BE))[0]
+      return out
 
     for b in range(B):
       row = {k: jnp.asarray(v[b : b + 1]) for k, v in data.items()}
@@ -130,7 +135,8 @@ class ReflTest(absltest.TestCase):
 
   def test_a_reward_of_weight_0_is_watched_alone(self):
     watched = stage_of(
-      pretrain_weight=0.0, rewards=REWARDS | {"held": dict(weight=0.0, margin=6.0, text_only=False)}
+      pretrain_weight=0.0,
+      rewards=REWARDS | {"held": dict(weight=0.0, margin=6.0, text_only=False, noise_std=0.0)},
     )
     loss = jax.eval_shape(
       _jit(watched), self.params, self.frozen, batch()
