@@ -78,15 +78,16 @@ class RewardTest(absltest.TestCase):
     want = jnp.sum(reward.ranking_loss(0.2 * score_BR))
     np.testing.assert_allclose(self.loss(data, stage=soft).total, want, rtol=1e-5)
     fns, given = soft.predict_fns(), (self.params, self.frozen, {"train": data})
-    np.testing.assert_allclose(fns["val_loss"](*given)[0], want, rtol=1e-5)
-    np.testing.assert_allclose(fns["scores"](*given), score_BR, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(fns["val_loss"])(*given)[0], want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(fns["scores"])(*given), score_BR, rtol=1e-5)
 
   def test_noise_is_of_training_and_one_for_both_of_a_pair(self):
     data, noisy = batch(), stage_of(pair_weight=0.0, noise_std=0.3)
     quiet = self.loss(data, stage=stage_of(pair_weight=0.0)).total
     self.assertGreater(abs(float(self.loss(data, stage=noisy).total - quiet)), 1e-2)
     given = (self.params, self.frozen, {"train": data})
-    np.testing.assert_allclose(noisy.predict_fns()["val_loss"](*given)[0], quiet, rtol=1e-5)
+    val_loss = jax.jit(noisy.predict_fns()["val_loss"])
+    np.testing.assert_allclose(val_loss(*given)[0], quiet, rtol=1e-5)
     data["image_BRHWC"] = np.repeat(data["image_BRHWC"][:, :1], R, axis=1)
     np.testing.assert_allclose(self.loss(data, stage=noisy).total, B * np.log(2), rtol=1e-6)
 
