@@ -27,16 +27,16 @@ from experiments import common, pretrain
 
 MODES = ("clip", "reward", "refl", "dpo")
 KINDS = ("alignment", "aesthetic", "text")
-# Of the hinges. Looks rise easily: at 1 they turned bones yellow and cost subjects, at 0.25 they cost none.
-# ours; undisclosed
+# Of the hinges. Looks rise easily: at 1 they turned bones yellow and cost subjects; at 0.25, beside an alignment reward
+# alone, they cost none.  # ours; undisclosed
 WEIGHTS = dict(alignment=1.0, aesthetic=0.25, text=1.0)
 BETA = 2_000.0  # of DPO, as Diffusion-DPO's for SD 1.5  # ours; undisclosed
 OWN_TEXTS = ("llm_ids_BL", "byt5_ids_BG")  # what a tower on the model's own encoders reads
 # alpha, the bound of the temperature. Towers that knew pictures before give rewards of 10 to 40: none is out of reach,
 # and no hinge falls silent where a reward is still to be won.  # ours; undisclosed
 MARGIN = 100.0
-# On the pictures of a CLIP and of what goes on from it. None where a reward learns from scratch, which is for looks:
-# grain is one of them.  # ours; undisclosed
+# Standard deviation of the noise on a CLIP's training pictures, of [-1, 1], and of a reward's that starts from it. None
+# where a reward learns from scratch, which is for looks: grain is one of them.  # ours; undisclosed
 NOISE = 0.3
 # As the judges' pictures are drawn; a reward's gradient from t = 0.7 down, where things take shape and before which x0'
 # is a blur.  # ours; undisclosed
@@ -244,7 +244,7 @@ def _one_bucket(arg, stream):
 
 
 def _noise(run):
-  """Of the pictures that a reward was trained on; none known of a published model's."""
+  """noise_std of the run that made a tower; 0 where its config has none, as weights/clip's, or there is no run."""
   return (run or {}).get("stage", {}).get("noise_std", 0.0)
 
 

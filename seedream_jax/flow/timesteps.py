@@ -58,6 +58,11 @@ def per_example(rng: jax.Array, id_B: jax.Array, fn: Callable[[jax.Array], jax.A
   return jax.vmap(lambda example_id: fn(jax.random.fold_in(rng, example_id)))(id_B)
 
 
+def noise(rng: jax.Array, id_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Standard normal float32 [B, *shape] that follows the example's id."""
+  return per_example(rng, id_B, lambda key: jax.random.normal(key, shape))
+
+
 def grid(num_steps: int, shift: jax.Array | float = 1.0) -> jax.Array:
   """M + 1 times from 1 (noise) to 0 (data), evenly spaced before the shift."""
   return shift_time(jnp.linspace(1.0, 0.0, num_steps + 1), shift)

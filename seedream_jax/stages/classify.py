@@ -136,10 +136,7 @@ class Classify:
 def noisy_pixels(data, rng: jax.Array, std: float) -> jax.Array:
   """The batch's pictures in [-1, 1], float32 [B, H, W, C], plus Gaussian noise that follows the example's id."""
   image_BHWC = vae.pixels(data["image_BHWC"])
-  noise_BHWC = timesteps.per_example(
-    rng, data["id_B"], lambda key: jax.random.normal(key, image_BHWC.shape[1:])
-  )
-  return image_BHWC + std * noise_BHWC
+  return image_BHWC + std * timesteps.noise(rng, data["id_B"], image_BHWC.shape[1:])
 
 
 def subject_loss(logits_BV: jax.Array, target_BV: jax.Array) -> jax.Array:

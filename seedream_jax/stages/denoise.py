@@ -200,9 +200,7 @@ class Denoise:
     del rng
     data = batch["train"]
     x0_BHWC = self._latent(params, frozen, data)
-    eps_BHWC = timesteps.per_example(
-      jax.random.key(_VAL_KEY), data["id_B"], lambda key: jax.random.normal(key, x0_BHWC.shape[1:])
-    )
+    eps_BHWC = timesteps.noise(jax.random.key(_VAL_KEY), data["id_B"], x0_BHWC.shape[1:])
     t_B = timesteps.eight_timesteps(data["id_B"])
     error_B = self._error(params, frozen, data, x0_BHWC, eps_BHWC, t_B, self._labels(data))
     slot_B8 = jax.nn.one_hot(data["id_B"] % 8, 8)

@@ -28,7 +28,7 @@ from seedream_jax.ops import partition
 from seedream_jax.stages import denoise, reward
 
 POLICY = "dit+llm"
-_NOISE_KEY = 2  # split, which draws the step and the rollout, has taken 0 and 1
+_NOISE_KEY = 2  # of fold_in: split(rng) is 0 and 1, the step's and the rollout's
 _REWARD = "reward_{}"  # frozen part of a reward model
 _FIELDS = ("weight", "margin", "text_only", "noise_std")
 
@@ -40,8 +40,7 @@ class ReflConfig:
   Attributes:
     rewards: {name: dict(weight, margin alpha, text_only, noise_std)}; a reward with text_only counts where the prompt
       quotes text, one of weight 0 is measured and never optimised: what a guard watches. noise_std is of the Gaussian
-      noise that the picture gets before this reward sees it in training, as when the reward was trained: the gradient
-      of one that was, under noise, is of what people see, and without it of what they do not.  # ours
+      noise on the picture that the loss scores, 0 for none; it should be what the reward was trained under.  # ours
     num_steps: M of the rollout.
     solver: of the rollout, a key of solvers.SOLVERS; the model is rewarded for what this sampler draws.
     first_step, last_step: the step with gradient is drawn from first .. last, counted from 0, M - 1 the last. FLOPs,
@@ -179,9 +178,7 @@ class Refl:
     cfg, shape = self.cfg, self._latent_shape(data)
     step_key, noise_key = jax.random.split(rng)
     at = jax.random.randint(step_key, (), cfg.first_step, cfg.last_step + 1)
-    noise_BHWC = timesteps.per_example(
-      noise_key, data["id_B"], lambda key: jax.random.normal(key, shape)
-    )
+    noise_BHWC = timesteps.noise(noise_key, data["id_B"], shape)
     grid = timesteps.grid(cfg.num_steps, self.base.shift(*shape[:2]))
     still = jax.lax.stop_gradient(policy)
     still_velocity = self.base.velocity(still, data)
@@ -212,24 +209,19 @@ class Refl:
     """{reward: r_B} of `names`, each under its noise where `rng` is given."""
     encoders = {"llm": frozen["reward_llm"], "byt5": frozen["byt5"]}
     features = functools.cache(lambda: reward.text_features(self.model, encoders, data))
-    shape, out = image_BHWC.shape[1:], {}
+    out = {}
     for name in names:
       tower = self._towers[name].bind(frozen[_REWARD.format(name)])
       std, seen_BHWC = self.cfg.rewards[name]["noise_std"], image_BHWC
       if std and rng is not None:  # one noise for all: a reward is compared with itself alone
-        seen_BHWC += std * timesteps.per_example(
-          jax.random.fold_in(rng, _NOISE_KEY),
-          data["id_B"],
-          lambda key: jax.random.normal(key, shape),
-        )
+        key = jax.random.fold_in(rng, _NOISE_KEY)
+        seen_BHWC += std * timesteps.noise(key, data["id_B"], image_BHWC.shape[1:])
       out[name] = reward.score(tower, seen_BHWC, reward.texts(tower, data, features))
     return out
 
   def _rewards(self, policy, frozen, batch, rng) -> dict[str, tuple[jax.Array, jax.Array]]:
     data = batch["train"]
-    noise_BHWC = timesteps.per_example(
-      rng, data["id_B"], lambda key: jax.random.normal(key, self._latent_shape(data))
-    )
+    noise_BHWC = timesteps.noise(rng, data["id_B"], self._latent_shape(data))
     x0_BHWC = self.base.predict_fns()["latents"](
       policy,
       frozen,

@@ -36,8 +36,8 @@ class RewardConfig:
       Ranking compares two pictures of one prompt and never two prompts of one picture.  # ours; undisclosed
     beta: of the ranking loss. A CLIP's temperature, learned to tell captions apart, is far too sure of which picture a
       noisy rater prefers, and moves too slowly to learn it.  # ours; undisclosed
-    noise_std: of the Gaussian noise added to pictures in training, the same for both of a pair. What ReFL climbs should
-      be what people see, and a tower that learned without noise also answers to what they do not.  # ours; undisclosed
+    noise_std: of the Gaussian noise added to pictures in training, the same for both of a pair. A gradient of
+      what people see is the aim; how far that is reached stands in docs/evidence.md.  # ours; undisclosed
   """
 
   pair_weight: float = 0.1
@@ -201,8 +201,7 @@ class Reward(TowerStage):
 
   def _noisy(self, image_BRHWC, id_B, rng) -> jax.Array:
     """Pictures in [-1, 1] and the noise, which follows the pair's id."""
-    shape = image_BRHWC.shape[2:]
-    noise_BHWC = timesteps.per_example(rng, id_B, lambda key: jax.random.normal(key, shape))
+    noise_BHWC = timesteps.noise(rng, id_B, image_BRHWC.shape[2:])
     return vae.pixels(image_BRHWC) + self.cfg.noise_std * noise_BHWC[:, None]
 
   def _scores(self, tower: Tower, frozen, data, image_BRHWC):
