@@ -79,15 +79,18 @@ class Part:
   def from_module(cls, make: Callable[[nnx.Rngs], nnx.Module], dtype: Any = jnp.float32) -> "Part":
     """Splits `make(rngs)` once, abstractly; no array is allocated here."""
 
-    def init(rng: jax.Array) -> Params:
-      params = nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=rng)), nnx.Param))
+    def cast(params: nnx.State) -> Params:
       return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        nnx.to_pure_dict(params),
       )
 
+    def init(rng: jax.Array) -> Params:
+      return cast(nnx.state(make(nnx.Rngs(params=rng)), nnx.Param))
+
     module = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
-    graphdef, _ = nnx.split(module, nnx.Param)
-    return cls(graphdef, jax.eval_shape(init, jax.random.key(0)), init, dtype)
+    graphdef, params = nnx.split(module, nnx.Param)
+    return cls(graphdef, jax.eval_shape(cast, params), init, dtype)
 
   def bind(self, params: Params) -> Any:
     """The module over `params`; call it, or its methods, inside jit."""

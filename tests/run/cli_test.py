@@ -23,14 +23,14 @@ if sys.argv[1] == "prepared":
 import jax
 import jax.numpy as jnp
 
-# Their backward passes want results of 8 MB each, now more and now fewer.
+# Their backward passes want results of 4 MB each, now more and now fewer.
 def scanned(length):
   loss = lambda w: jax.lax.scan(lambda x, _: (jnp.tanh(x * w), None), w, None, length=length)[0].sum()
   return jax.jit(jax.grad(loss))
 
-steps, w = [scanned(length) for length in (4, 8, 6)], jnp.ones(1 << 21)
-for i in range(6):
-  if i == 3:
+steps, w = [scanned(length) for length in (4, 8, 6)], jnp.ones(1 << 20)
+for i in range(4):
+  if i == 2:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   for step in steps:
     step(w).block_until_ready()
