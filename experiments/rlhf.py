@@ -122,8 +122,11 @@ def reward_config(arg):
     config.model, config.frozen, config.data.tokenizer = dict(tower=tower), {}, ""
     texts = ("tower_ids_BL",)
   elif started:
-    config.model.tower, config.stage.beta = tower, _STARTED_BETA
-    config.stage.noise_std = _noise(common.config_in(arg.tower))
+    config.model.tower = tower
+    # Pairs of captions it has seen: the ranking loss alone does a little better.
+    config.stage.update(
+      pair_weight=0.0, beta=_STARTED_BETA, noise_std=_noise(common.config_in(arg.tower))
+    )
   config.init.path = arg.tower if started else ""
   _read_pairs(config, arg, preset, ("id_B", "image_BRHWC", *texts))
   if published:
@@ -244,7 +247,7 @@ def _one_bucket(arg, stream):
 
 
 def _noise(run):
-  """noise_std of the run that made a tower; 0 where its config has none, as weights/clip's, or there is no run."""
+  """noise_std of the run that made a tower; 0 where its config has none, or there is no run."""
   return (run or {}).get("stage", {}).get("noise_std", 0.0)
 
 

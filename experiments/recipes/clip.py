@@ -2,7 +2,7 @@ r"""What weights/clip holds, from nothing: the tower that reward models start fr
 
   python -m seedream_jax.recipe --config experiments/recipes/clip.py --workdir out/clip
 
-Half an hour on two CPU cores for the tower, some minutes for its renders. `clip.py:smoke` does it on less data, with
+An hour on two CPU cores for the tower, some minutes for its renders. `clip.py:smoke` does it on less data, with
 fewer steps.
 """
 

@@ -31,7 +31,7 @@ RENDER_PAIRS = 8  # of each set of renders, of 15
 SCALES = {  # of "smoke": the least that runs through
   "": dict(latents=16_000, prompts=8_192, short=200, ct=600,
            sets=1_500, renders=6_000, bad=750, refl=240, dpo=300, pictures=5,
-           reward=dict(alignment=400, aesthetic=600, text=400), seeds=(0, 1)),
+           reward=dict(alignment=600, aesthetic=1_000, text=600), seeds=(0, 1)),
   "smoke": dict(latents=2_048, prompts=512, short=20, ct=40,
                 sets=64, renders=64, bad=32, refl=8, dpo=8, pictures=1,
                 reward=dict(alignment=40, aesthetic=40, text=40), seeds=(0,)),

@@ -92,14 +92,26 @@ class Attention(nnx.Module):
       setattr(self, name, layer)
     self.out_proj = layers.linear(cfg, cfg.width, cfg.width, "out", rngs=rngs)
 
-  def __call__(self, x_BLE: jax.Array, mask_BL: jax.Array | None, causal: bool) -> jax.Array:
-    """Mixes tokens."""
-    head = (*x_BLE.shape[:2], self.cfg.num_heads, -1)
-    q_BLNK, k_BLNK, v_BLNK = (
-      layer(x_BLE).reshape(head) for layer in (self.q_proj, self.k_proj, self.v_proj)
+  def __call__(
+    self,
+    x_BSE: jax.Array,
+    mask_BL: jax.Array | None,
+    causal: bool = False,
+    context_BLE: jax.Array | None = None,
+  ) -> jax.Array:
+    """Mixes tokens, or gives x what it finds in a context, whose mask it then is."""
+    context_BLE = x_BSE if context_BLE is None else context_BLE
+    heads = (self.cfg.num_heads, -1)
+    q_BSNK, k_BLNK, v_BLNK = (
+      layer(of).reshape(*of.shape[:2], *heads)
+      for layer, of in (
+        (self.q_proj, x_BSE),
+        (self.k_proj, context_BLE),
+        (self.v_proj, context_BLE),
+      )
     )
-    att_BLNK = attention.joint(q_BLNK, k_BLNK, v_BLNK, mask_BL, causal=causal)
-    return self.out_proj(att_BLNK.reshape(x_BLE.shape))
+    att_BSNK = attention.joint(q_BSNK, k_BLNK, v_BLNK, mask_BL, causal=causal)
+    return self.out_proj(att_BSNK.reshape(x_BSE.shape))
 
 
 class MLP(nnx.Module):

@@ -66,8 +66,8 @@ class Contrast(reward.TowerStage):
 
   def _loss(self, params, frozen, data, image_BHWC) -> types.Loss:
     tower = self._parts["tower"].bind(params["tower"])
-    pooled_BE = jax.lax.stop_gradient(reward.text_features(self.model, frozen, data))
-    x_BP, y_BP = tower.image(image_BHWC), tower.text(pooled_BE)
+    x_BP = tower.image(image_BHWC)
+    y_BP = tower.text(*reward.text_features(self.model, frozen, data))
     same_BB = reward.same_prompt(data)
     loss_B = align.contrastive_loss(x_BP, y_BP, tower.scale(), same_BB)
     weight = jnp.asarray(len(x_BP), jnp.float32)

@@ -3,13 +3,12 @@
   r(c, x) = tau cos(f_img(x), f_txt(c)),   L = -log sigmoid(beta (r(c, x_w) - r(c, x_l)))
 
 The paper gives the ranking loss, with beta = 1, and that the CLIP's own output is the reward; the form of r is the
-usual one. The text side is the model's own two encoders, frozen, and a projection, so that a reward reads both
-languages and the strings to be rendered.  # ours; undisclosed
+usual one. The text side is the model's own two encoders, frozen, and queries on their features, so that a
+reward reads both languages and the strings to be rendered.  # ours; undisclosed
 A tower may instead be a published CLIP or Chinese-CLIP, which is tuned with both its sides and reads the prompt in its
 own ids.
 
-Dims: B pairs, R = 2 (preferred, rejected), H W C pixels, L LLM tokens, G glyph bytes, E pooled text features, P joint
-embedding.
+Dims: B pairs, R = 2 (preferred, rejected), H W C pixels, L LLM tokens, G glyph bytes, P joint embedding.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 
 from seedream_jax import types
 from seedream_jax.flow import timesteps
-from seedream_jax.models import clip, llm, text_to_image, two_tower, vae, variants
+from seedream_jax.models import clip, text_to_image, two_tower, vae, variants
 from seedream_jax.stages import align
 
 ENCODERS = ("llm", "byt5")
@@ -47,41 +46,33 @@ class RewardConfig:
 
 def text_features(
   model: text_to_image.TextToImage, params: dict[str, types.Params], data
-) -> jax.Array:
-  """pooled_BE float32 of prompts: the LLM's mean and last feature, then the mean over the bytes, zero for none.
+) -> tuple[jax.Array, ...]:
+  """What `clip.Reader` reads of prompts: the frozen encoders' features and masks.
 
   Args:
     model: gives the encoders' shapes.
     params: trees of `llm` and `byt5`.
     data: llm_ids_BL and byt5_ids_BG.
   """
-  llm_BLE, mask_BL, byt5_BGE, mask_BG = model.text_features(
-    params, data["llm_ids_BL"], data["byt5_ids_BG"]
-  )
-  weight_BG = mask_BG.astype(jnp.float32)
-  bytes_BE = jnp.einsum("bge,bg->be", byt5_BGE.astype(jnp.float32), weight_BG)
-  bytes_BE /= jnp.maximum(jnp.sum(weight_BG, axis=1), 1.0)[:, None]
-  return jnp.concatenate([llm.pooled(llm_BLE, mask_BL), bytes_BE], axis=1)
+  features = model.text_features(params, data["llm_ids_BL"], data["byt5_ids_BG"])
+  return jax.lax.stop_gradient(features)
 
 
-def text_width(model: text_to_image.TextToImage) -> int:
-  """E of `text_features`."""
-  return 2 * model.configs["llm"].width + model.configs["byt5"].width
-
-
-Tower = clip.Clip | two_tower.TwoTower
+Tower = clip.LockedClip | two_tower.TwoTower
 
 
 def part(model: text_to_image.TextToImage, tower: ConfigDict) -> types.Part:
-  """The reward model's own tree: image tower, text projection (or published text tower) and temperature."""
+  """The reward model's own tree: image tower, what reads the encoders (or published text tower) and temperature."""
   if two_tower.is_published(tower):
     published = two_tower.make_config(**tower)
     return types.Part.from_module(lambda rngs: two_tower.TwoTower(published, rngs=rngs))
-  cfg = clip.make_config(**{"text_dim": text_width(model), **tower})
-  return types.Part.from_module(lambda rngs: clip.Clip(cfg, rngs=rngs))
+  widths = {f"{name}_dim": model.configs[name].width for name in ENCODERS}
+  fields = {**tower, "reader": {**widths, **tower.get("reader", {})}}
+  cfg, reader = clip.make_locked_config(**fields)
+  return types.Part.from_module(lambda rngs: clip.LockedClip(cfg, reader, rngs=rngs))
 
 
-def texts(tower: Tower, data, features: Callable[[], jax.Array]) -> jax.Array:
+def texts(tower: Tower, data, features: Callable[[], tuple[jax.Array, ...]]) -> jax.Array:
   """text_BP of prompts.
 
   Args:
@@ -92,7 +83,7 @@ def texts(tower: Tower, data, features: Callable[[], jax.Array]) -> jax.Array:
   if isinstance(tower, two_tower.TwoTower):
     ids_BL = data["tower_ids_BL"]
     return tower.text(ids_BL, tower.text_model.mask(ids_BL))
-  return tower.text(features())
+  return tower.text(*features())
 
 
 def pictures(tower: Tower, image_BHWC: jax.Array) -> jax.Array:
@@ -209,9 +200,7 @@ class Reward(TowerStage):
     b, r = image_BRHWC.shape[:2]
     image_BRP = pictures(tower, image_BRHWC.reshape(b * r, *image_BRHWC.shape[2:]))
     image_BRP = image_BRP.reshape(b, r, -1)
-    text_BP = texts(
-      tower, data, lambda: jax.lax.stop_gradient(text_features(self.model, frozen, data))
-    )
+    text_BP = texts(tower, data, lambda: text_features(self.model, frozen, data))
     score_BR = scale(tower) * jnp.einsum("brp,bp->br", image_BRP, text_BP)
     return score_BR, image_BRP[:, 0], text_BP
 

@@ -1,4 +1,4 @@
-"""The picture tower of pair alignment."""
+"""The picture tower, and either text side."""
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,32 @@ class ClipTest(absltest.TestCase):
     want_BP = pooled_BE @ self.params["text_head"]["kernel"]
     want_BP = want_BP / jnp.linalg.norm(want_BP, axis=-1, keepdims=True)
     np.testing.assert_allclose(text(pooled_BE), want_BP, atol=1e-5)
+
+  def test_locked_text_reads_places_and_no_padding(self):
+    small = dict(width=16, num_heads=2, mlp_dim=12, llm_dim=6, byt5_dim=5)
+    cfg, reader = clip.make_locked_config("nano", small, widths=(8, 16), embed_dim=11)
+    part = types.Part.from_module(lambda rngs: clip.LockedClip(cfg, reader, rngs=rngs))
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(
+      lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), jnp.float32), part.abstract
+    )
+    text = jax.jit(lambda *features: part.bind(params).text(*features))
+    llm_BLE, byt5_BGE = (
+      jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 5, 6), (3, 4, 5))
+    )
+    mask_BL = jnp.arange(5)[None] < jnp.array([[3], [4], [5]])
+    mask_BG = jnp.arange(4)[None] < jnp.array([[0], [2], [2]])
+    y_BP = text(llm_BLE, mask_BL, byt5_BGE, mask_BG)
+    np.testing.assert_allclose(jnp.linalg.norm(y_BP, axis=-1), 1.0, atol=1e-5)
+    padding = [
+      jnp.where(m[..., None], x, 7.0) for x, m in ((llm_BLE, mask_BL), (byt5_BGE, mask_BG))
+    ]
+    np.testing.assert_allclose(text(padding[0], mask_BL, padding[1], mask_BG), y_BP, atol=1e-5)
+    for turned in (
+      text(llm_BLE.at[:, :2].set(llm_BLE[:, 1::-1]), mask_BL, byt5_BGE, mask_BG),
+      text(llm_BLE, mask_BL, byt5_BGE.at[:, :2].set(byt5_BGE[:, 1::-1]), mask_BG),
+    ):  # the same features in another order: of their mean nothing would change
+      self.assertGreater(float(jnp.min(jnp.linalg.norm(turned - y_BP, axis=-1)[1:])), 1e-3)
 
   def test_scale_stops_at_its_maximum(self):
     hot = {**self.params, "log_scale": jnp.asarray(9.0)}

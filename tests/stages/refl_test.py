@@ -84,13 +84,13 @@ class ReflTest(absltest.TestCase):
 
     @jax.jit
     def scores(x0, row):
-      image, text_BE = model.decode(frozen, x0), reward.text_features(model, encoders, row)
+      image, features = model.decode(frozen, x0), reward.text_features(model, encoders, row)
       key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 2), row["id_B"][0])
       noise, out = jax.random.normal(key, image.shape[1:])[None], {}
       for name, fields in REWARDS.items():
         tower = self.stage.parts()[f"reward_{name}"].bind(frozen[f"reward_{name}"])
         seen = image + fields["noise_std"] * noise
-        out[name] = reward.score(tower, seen, tower.text(text_BE))[0]
+        out[name] = reward.score(tower, seen, tower.text(*features))[0]
       return out
 
     for b in range(B):

@@ -13,8 +13,10 @@ from seedream_jax.stages import reward
 from tests.models import tiny
 
 B, R, L, G = 4, 2, 7, 4
-TOWER = dict(variant="nano", widths=(8, 16), embed_dim=11)
-GOLDEN = {"loss": 0.829768, "grad_rms": 0.00154751}
+TOWER = dict(
+  variant="nano", widths=(8, 16), embed_dim=11, reader=dict(width=16, num_heads=2, mlp_dim=12)
+)
+GOLDEN = {"loss": 0.8945511, "grad_rms": 0.00186286}
 
 
 def stage_of(**stage):
