@@ -10,9 +10,12 @@ from typing import Any
 
 
 def commit() -> str:
-  """The commit of the tree this runs in, "+changes" when tracked files differ from it."""
+  """The commit of the tree this runs in, "+changes" when tracked files differ from it; "none" outside of git."""
   git = ("git", "describe", "--always", "--dirty=+changes", "--exclude=*")
-  return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+  try:
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return "none"
 
 
 def cpu() -> str:
