@@ -59,6 +59,8 @@ def _run(
   rows: list[dict[str, float]] = []  # since the last line of metrics
   last_saved = step
   meta = open_lib.meta_of(exp)
+  if step == 0 and exp.checkpointer.latest() is None:
+    _look_at_the_start(exp, state, plugins, writer, meta)
   batches = _batches(exp, loaders, step, total, fused)
   step_flops: dict[tuple, int] = {}  # by what is compiled
   for call, (first, count, movers, batch) in enumerate(batches):
@@ -185,6 +187,15 @@ def _give_up(exp, bad: int, step: int) -> int:
   raise types.UserError(
     f"{bad} steps in a row had a non-finite loss or gradient (at step {step}); last good checkpoint: {where}"
   )
+
+
+def _look_at_the_start(exp, state, plugins, writer, meta) -> None:
+  """A guard's first look, and the checkpoint it may go back to: a score may fall from the first step on."""
+  guards = [plugin for plugin in plugins if isinstance(plugin, evaluators.Guard)]
+  for guard in guards:
+    writer.scalars(0, guard.run(exp, state, 0, writer))
+  if guards:
+    exp.checkpointer.save(0, state, meta | {"data": {}})
 
 
 def _back_to(plugins, workdir: str) -> int | None:

@@ -109,16 +109,16 @@ class LoopTest(parameterized.TestCase):
     config.train.accum_steps = 4
     np.testing.assert_allclose(losses(run(config)), losses(run(tiny_config())), rtol=2e-6)
 
-  def test_a_guard_ends_the_run_with_its_best_step_and_it_stays_ended(self):
-    """A held-out score that falls from step 4 on, while the reward rises."""
-    config, workdir = tiny_config(10), _fresh()
+  def _guarded(self, workdir: str, *looks: tuple[float, float]) -> None:
+    """Trains with a guard that sees these held-out scores and rewards at steps 0, 2, 4, ..."""
+    config = tiny_config(10)
     config.ckpt.every_steps = config.eval.every_steps = config.ckpt.keep_every = 2
     config.eval.evaluators = dict(
       guard=dict(
         kind="Guard", predict="scores", stream="val", score="held", rewards=("mine",), batches=1
       )
     )
-    seen = iter([(1.0, 1.0), (3.0, 2.0), (2.0, 3.0), (1.0, 4.0)])
+    seen = iter(looks)
 
     def run_(self, run, state, step, writer):
       held, mine = next(seen)
@@ -133,10 +133,15 @@ class LoopTest(parameterized.TestCase):
       mock.patch.object(evaluators.Guard, "run", run_),
     ):
       self.assertEqual(loop.train(config, workdir), 0)
-      first = final(workdir)
-      self.assertEqual(len(losses(workdir)), 8)  # it looked at 2, 4, 6 and 8
-      self.assertEqual(loop.train(config, workdir), 0)  # and takes no step more
-      self.assertEqual(len(losses(workdir)), 8)
+
+  def test_a_guard_ends_the_run_with_its_best_step_and_it_stays_ended(self):
+    """A held-out score that falls from step 4 on, while the reward rises."""
+    workdir = _fresh()
+    self._guarded(workdir, (1.0, 0.0), (1.0, 1.0), (3.0, 2.0), (2.0, 3.0), (1.0, 4.0))
+    first = final(workdir)
+    self.assertEqual(len(losses(workdir)), 8)  # it looked at 0, 2, 4, 6 and 8
+    self._guarded(workdir)  # and takes no step more
+    self.assertEqual(len(losses(workdir)), 8)
     short = tiny_config(10)
     short.ckpt.every_steps, short.eval.every_steps, short.train.total_steps = 2, 0, 10
     cut = _fresh()
@@ -148,6 +153,16 @@ class LoopTest(parameterized.TestCase):
     )
     for name, x in first.items():
       np.testing.assert_array_equal(x, want[name], err_msg=name)
+
+  def test_a_guard_that_only_saw_a_fall_goes_back_to_the_start(self):
+    workdir = _fresh()
+    self._guarded(workdir, (3.0, 1.0), (2.0, 2.0), (1.0, 3.0))
+    self.assertEqual(len(losses(workdir)), 4)
+    exp = open_lib.open_config(open_lib.read_config(workdir), workdir)
+    start = trees.flatten(evaluators.eval_params(open_lib.load_state(exp))["llm"])
+    self.assertEqual(exp.checkpointer.latest(), 0)
+    for name, x in final(workdir).items():
+      np.testing.assert_array_equal(x, start[name], err_msg=name)
 
   def test_fused_steps_change_nothing(self):
     config = tiny_config()
