@@ -1,4 +1,4 @@
-r"""From preferences to a better model, twice: candidates, their choice, rewards, ReFL; then bad cases, and again.
+r"""From preferences to a better model, twice: candidates, their choice, three rewards, ReFL; then bad cases, and again.
 
   python -m seedream_jax.recipe --config experiments/recipes/post_training.py --workdir out/post
 
@@ -9,8 +9,8 @@ choices. `plain` is round 1 without the rewards, `bare` without pre-training's l
 where the guard should end it. `dpo` has no rewards: it learns from the alignment rater's choices themselves. All are
 judged on hard, base and round 1 on heldout too; round 1 and `plain` on two seeds.
 `post_training.py:smoke` does all of it on less data, with fewer steps and pictures.
-Run so far: up to round 1 and `plain` of seed 0, its commands one by one (docs/evidence.md, 2026-12-01, evening); at
-smoke's size `mined` and the packing.
+Run so far: up to round 1, `plain` and `hot` of seed 0, its commands one by one (docs/evidence.md, 2026-12-01, evening
+and last: round 1's rewards cost text); at smoke's size `mined` and the packing.
 """
 
 from ml_collections import config_dict
@@ -122,9 +122,7 @@ def get_config(arg=None):
   steps += reward_models("first", size)
 
   def refl(name, init, rewards, rest="", seed=0):
-    # Not the text reward, at 0.75 of its raters' ceiling: asked for, it rose, and the text that was drawn got worse.
-    asked = ("alignment", "aesthetic")
-    rms = ",".join(f"rm_{kind}={W}/rm/{rewards}_{kind}/weights" for kind in asked)
+    rms = ",".join(f"rm_{kind}={W}/rm/{rewards}_{kind}/weights" for kind in rlhf.KINDS)
     options = (
       f"content=latent,data={W}/latents,prompts={W}/refl,init={init},steps={size.refl},{rms}"
     )
