@@ -179,8 +179,8 @@ def make_locked_config(
 ) -> tuple[ClipConfig, ReaderConfig]:
   """`LockedClip`'s two configs: rows of VARIANTS and READERS; `reader` replaces fields of the latter."""
   reader_cfg = variants.make_config(ReaderConfig, READERS, variant, reader or {})
-  text_dim = reader_cfg.queries * reader_cfg.width
-  return make_config(variant, text_dim=text_dim, **overrides), reader_cfg
+  cfg = make_config(variant, text_dim=reader_cfg.queries * reader_cfg.width, **overrides)
+  return cfg, dataclasses.replace(reader_cfg, dtype=cfg.dtype)
 
 
 VARIANTS = {

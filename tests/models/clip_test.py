@@ -70,6 +70,10 @@ class ClipTest(absltest.TestCase):
     ):  # the same features in another order: of their mean nothing would change
       self.assertGreater(float(jnp.min(jnp.linalg.norm(turned - y_BP, axis=-1)[1:])), 1e-3)
 
+  def test_both_sides_have_one_dtype(self):
+    cfg, reader = clip.make_locked_config("nano", dtype="bfloat16")
+    self.assertEqual((cfg.dtype, reader.dtype), ("bfloat16",) * 2)
+
   def test_scale_stops_at_its_maximum(self):
     hot = {**self.params, "log_scale": jnp.asarray(9.0)}
     self.assertAlmostEqual(float(self.part.bind(hot).scale()), 100.0, places=3)

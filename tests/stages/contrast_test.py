@@ -14,10 +14,10 @@ from seedream_jax.stages import contrast, reward
 from tests.models import tiny
 
 B, L, G = 4, 7, 4
-READER = dict(width=16, num_heads=2, mlp_dim=12)
 TOWER = dict(
-  variant="nano", widths=(8, 16), bins=(2, 2), hidden=12, embed_dim=11, reader=dict(READER)
-)
+  variant="nano", widths=(8, 16), bins=(2, 2), hidden=12, embed_dim=11,
+  reader=dict(width=16, num_heads=2, mlp_dim=12),
+)  # fmt: skip
 GOLDEN = {"loss": 1.563998, "grad_rms": 0.02706404}
 
 
