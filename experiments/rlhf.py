@@ -123,7 +123,7 @@ def reward_config(arg):
     texts = ("tower_ids_BL",)
   elif started:
     config.model.tower = tower
-    # Pairs of captions it has seen: the ranking loss alone does a little better.
+    # Captions it has seen: the ranking loss alone agrees a little more often, and forgets how to read (evidence.md).
     config.stage.update(
       pair_weight=0.0, beta=_STARTED_BETA, noise_std=_noise(common.config_in(arg.tower))
     )

@@ -2,8 +2,8 @@ r"""What weights/clip holds, from nothing: the tower that reward models start fr
 
   python -m seedream_jax.recipe --config experiments/recipes/clip.py --workdir out/clip
 
-An hour on two CPU cores for the tower, some minutes for its renders. `clip.py:smoke` does it on less data, with
-fewer steps.
+An hour on two CPU cores for the tower, by the time of a step (not run since its text side has queries), some minutes
+for its renders. `clip.py:smoke` does it on less data, with fewer steps.
 """
 
 from ml_collections import config_dict

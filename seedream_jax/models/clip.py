@@ -121,8 +121,8 @@ class ReaderBlock(nnx.Module):
 class Reader(nnx.Module):
   """Both frozen encoders' features to one vector: which thing has which colour is in no mean of them.
 
-  A few queries cost little: blocks over all tokens took longer than the picture tower, and the features know their
-  context already.  # ours; undisclosed
+  A few queries cost little: two blocks over all tokens took longer than the picture tower, and the features know
+  their context already.  # ours; undisclosed
   """
 
   def __init__(self, cfg: ReaderConfig, *, rngs: nnx.Rngs):
@@ -140,7 +140,7 @@ class Reader(nnx.Module):
   def __call__(
     self, llm_BLE: jax.Array, mask_BL: jax.Array, byt5_BGE: jax.Array, mask_BG: jax.Array
   ) -> jax.Array:
-    """x_BE, E = M width; masks are True on what may be read."""
+    """x_BE of all queries side by side, E = M width; masks are True on what may be read."""
     parts = self._placed(self.llm_in, llm_BLE), self._placed(self.byt5_in, byt5_BGE)
     features_BSE = self.features_norm(jnp.concatenate(parts, axis=1))
     mask_BS = jnp.concatenate([mask_BL, mask_BG], axis=1)

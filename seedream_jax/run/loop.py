@@ -195,7 +195,7 @@ def _look_at_the_start(exp, state, plugins, writer, meta) -> None:
   for guard in guards:
     writer.scalars(0, guard.run(exp, state, 0, writer))
   if guards:
-    exp.checkpointer.save(0, state, meta | {"data": {}})
+    exp.checkpointer.save(0, state, meta)
 
 
 def _back_to(plugins, workdir: str) -> int | None:
